@@ -1,0 +1,55 @@
+"""`additive`: fast weights that only add (Schmidhuber 1991), which is linear attention without a denominator."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fwp_rl.layers import FastWeightBlock, FastWeightConfig, HeadGate, write_strength_bias
+from fwp_rl.memory import Memory
+from fwp_rl.ops import fast_weight_scan
+from fwp_rl.registry import register
+from fwp_rl.state import State
+
+
+@register("additive")
+@dataclass(frozen=True, kw_only=True)
+class AdditiveConfig(FastWeightConfig):
+    """Fast weights that only add: `delta` without the erase term."""
+
+    def build(self, input_size: int) -> Memory:
+        """The memory for inputs `[T, B, input_size]`."""
+        return Additive(input_size, self)
+
+
+class Additive(Memory):
+    """Fast weights that never erase: a key that is written twice recalls the sum.
+
+        k, q = unit(Wk z), unit(Wq z)     v = Wv z     beta = sigmoid(w z + b)
+        S_t = S_{t-1} + beta k v^T
+        y_t = S_t^T q
+
+    Schmidhuber 1991 (outer products of FROM and TO patterns), with the projections and the write strength of `delta`,
+    so that a comparison of the two isolates the update rule. State: S `[B, H, K, V]`.
+    """
+
+    def __init__(self, input_size: int, config: AdditiveConfig) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.output_size = config.width
+        self.block = FastWeightBlock(input_size, config)
+        self.strength = HeadGate(config.width, write_strength_bias(config.n_heads, config.key_size, 1.0))
+
+    def initial_state(self, batch_size: int) -> State:
+        """Empty fast weights `[B, H, K, V]`."""
+        return self.block.empty_matrices(batch_size)
+
+    def scan(
+        self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
+    ) -> tuple[Float[Tensor, "T B O"], State]:
+        """See `Memory.scan`."""
+        x, z, q, k, v = self.block.enter(inputs)
+        beta = torch.sigmoid(self.strength(z))
+        y, state = fast_weight_scan(q, k, v, beta, state, episode_starts, rule="additive")
+        return self.block.leave(x, y), state

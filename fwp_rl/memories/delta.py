@@ -1,0 +1,60 @@
+"""`delta`: fast weights programmed by the delta rule (Schlag, Irie & Schmidhuber 2021; Widrow & Hoff 1960)."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fwp_rl.layers import FastWeightBlock, FastWeightConfig, HeadGate, write_strength_bias
+from fwp_rl.memory import Memory
+from fwp_rl.ops import fast_weight_scan
+from fwp_rl.registry import register
+from fwp_rl.state import State
+
+
+@register("delta")
+@dataclass(frozen=True, kw_only=True)
+class DeltaConfig(FastWeightConfig):
+    """Fast weights with the delta rule: a write replaces what its key recalled."""
+
+    negative_eigenvalues: bool = False
+    """Write strength in (0, 2) instead of (0, 1): a write can flip what its key recalls (parity, state tracking)."""
+
+    def build(self, input_size: int) -> Memory:
+        """The memory for inputs `[T, B, input_size]`."""
+        return Delta(input_size, self)
+
+
+class Delta(Memory):
+    """Fast weights that correct themselves.
+
+        k, q = unit(Wk z), unit(Wq z)     v = Wv z     beta = sigmoid(w z + b)
+        S_t = S_{t-1} + beta k (v - S_{t-1}^T k)^T
+        y_t = S_t^T q
+
+    Schlag et al. 2021 (arXiv 2102.11174), equations 23 to 25, with L2-normalised keys (Yang et al. 2024, arXiv
+    2406.06484) in the place of sum-normalised ones. State: S `[B, H, K, V]`.
+    """
+
+    def __init__(self, input_size: int, config: DeltaConfig) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.output_size = config.width
+        self.largest_strength = 2.0 if config.negative_eigenvalues else 1.0
+        self.block = FastWeightBlock(input_size, config)
+        bias = write_strength_bias(config.n_heads, config.key_size, self.largest_strength)
+        self.strength = HeadGate(config.width, bias)
+
+    def initial_state(self, batch_size: int) -> State:
+        """Empty fast weights `[B, H, K, V]`."""
+        return self.block.empty_matrices(batch_size)
+
+    def scan(
+        self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
+    ) -> tuple[Float[Tensor, "T B O"], State]:
+        """See `Memory.scan`."""
+        x, z, q, k, v = self.block.enter(inputs)
+        beta = self.largest_strength * torch.sigmoid(self.strength(z))
+        y, state = fast_weight_scan(q, k, v, beta, state, episode_starts)
+        return self.block.leave(x, y), state
