@@ -1,0 +1,41 @@
+"""What every test starts from: one thread, fixed seeds, and shapes that are checked."""
+
+import random
+from pathlib import Path
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+
+PACKAGE = Path(__file__).resolve().parents[1] / "fwp_rl"
+
+
+def modules_with_checked_shapes() -> list[str]:
+    """All modules of `fwp_rl` but the private kernels: the hook decorates every function, which no compiler takes."""
+    public = [path for path in sorted(PACKAGE.rglob("*.py")) if not path.name.startswith("_")]
+    return [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in public]
+
+
+# Here, before anything imports fwp_rl; users never pay for it.
+jaxtyping.install_import_hook(modules_with_checked_shapes(), "beartype.beartype")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Tests run in parallel processes; threads inside each would only fight over the cores.
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - libraries below us still read the global generator
+    torch.manual_seed(0)
