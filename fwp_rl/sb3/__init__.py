@@ -1,0 +1,32 @@
+"""The agent: PPO of Stable-Baselines3 with a memory from this package. Needs the extra `fwp-rl[sb3]`."""
+
+from fwp_rl.sb3.buffers import SequenceBatch, SequenceRolloutBuffer
+from fwp_rl.sb3.policies import (
+    MemoryActorCriticCnnPolicy,
+    MemoryActorCriticPolicy,
+    MultiInputMemoryActorCriticPolicy,
+)
+from fwp_rl.sb3.portable import ModelFileError, NotPortableError, load_policy
+from fwp_rl.sb3.ppo import MemoryPPO, NonFiniteError
+from fwp_rl.sb3.previous import PreviousInputs
+
+MlpPolicy = MemoryActorCriticPolicy
+CnnPolicy = MemoryActorCriticCnnPolicy
+MultiInputPolicy = MultiInputMemoryActorCriticPolicy
+
+__all__ = [
+    "CnnPolicy",
+    "MemoryActorCriticCnnPolicy",
+    "MemoryActorCriticPolicy",
+    "MemoryPPO",
+    "MlpPolicy",
+    "ModelFileError",
+    "MultiInputMemoryActorCriticPolicy",
+    "MultiInputPolicy",
+    "NonFiniteError",
+    "NotPortableError",
+    "PreviousInputs",
+    "SequenceBatch",
+    "SequenceRolloutBuffer",
+    "load_policy",
+]

@@ -1,0 +1,198 @@
+"""The actor-critic: features, then one memory, then SB3's heads."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    MlpExtractor,
+    NatureCNN,
+)
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import Tensor
+
+from fwp_rl.memory import MemoryConfig
+from fwp_rl.registry import memory_config
+from fwp_rl.sb3.buffers import SequenceBatch
+from fwp_rl.stack import build_memory
+from fwp_rl.state import State, state_leaves
+
+
+class MemoryActorCriticPolicy(ActorCriticPolicy):
+    """Actor and critic that share one memory, trained by both losses.
+
+        observation -> features extractor -> memory -> net_arch -> action distribution, value
+
+    The policy itself holds no run-time state: the state of the memory goes in and comes out of every call, so an
+    evaluation in the middle of a rollout disturbs nothing.
+
+    :param memory: A registered name ("delta", "lstm", ...) or a config object (`DeltaConfig(n_heads=8)`).
+    :param n_blocks: Memories on top of one another.
+    :param net_arch: Layers between memory and heads; by default one of 64 units for each of actor and critic.
+    :param kwargs: As for SB3's `ActorCriticPolicy`.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        *,
+        memory: str | MemoryConfig = "delta",
+        n_blocks: int = 1,
+        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not kwargs.get("share_features_extractor", True):
+            raise ValueError("share_features_extractor=False: actor and critic share one memory, hence its input")
+        # Set before super().__init__, which builds the networks.
+        self.memory_config = memory_config(memory)
+        self.n_blocks = n_blocks
+        if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
+            # eps as in SB3; the fused step is several times faster for many small tensors
+            optimizer_kwargs = {"eps": 1e-5, "fused": True}
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch={"pi": [64], "vf": [64]} if net_arch is None else net_arch,
+            features_extractor_class=features_extractor_class,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            **kwargs,
+        )
+
+    def _build_mlp_extractor(self) -> None:
+        # Called by SB3 after the features extractor and before heads and optimizer exist: the memory belongs here.
+        # int(): SB3 reports a NumPy integer for MultiDiscrete observations
+        self.memory = build_memory(self.memory_config, int(self.features_dim), self.n_blocks)
+        self.mlp_extractor = MlpExtractor(
+            self.memory.output_size, net_arch=self.net_arch, activation_fn=self.activation_fn, device=self.device
+        )
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | {"memory": self.memory_config, "n_blocks": self.n_blocks}
+
+    def initial_state(self, batch_size: int) -> State:
+        """State of the memory at the start of an episode, for `batch_size` environments."""
+        return self.memory.initial_state(batch_size)
+
+    def forward(  # type: ignore[override]
+        self, obs: PyTorchObs, state: State, episode_starts: Tensor, deterministic: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, State]:
+        """One step of all environments.
+
+        :param obs: Observations `[B, ...]`.
+        :param state: State of the memory, leaves `[B, ...]`.
+        :param episode_starts: bool `[B]`; where true the memory restarts before it reads `obs`.
+        :return: Actions `[B, ...]`, values `[B, 1]`, log-probabilities `[B]` and the new state.
+        """
+        latent, state = self.memory.step(self.extract_features(obs), state, episode_starts)
+        latent_pi, latent_vf = self.mlp_extractor(latent)
+        distribution = self._get_action_dist_from_latent(latent_pi)
+        actions = distribution.get_actions(deterministic=deterministic)
+        log_prob = distribution.log_prob(actions)
+        return actions.reshape((-1, *self.action_space.shape)), self.value_net(latent_vf), log_prob, state  # type: ignore[misc]
+
+    def evaluate_actions(  # type: ignore[override]
+        self, obs: SequenceBatch, actions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Values, log-probabilities and entropies of `actions`, over whole sequences.
+
+        :param obs: The sequences; PPO hands them on as the minibatch's observations.
+        :param actions: `[L * B, ...]`, time-major.
+        :return: Values `[L * B, 1]`, log-probabilities and entropies `[L * B]`.
+        """
+        features = self.extract_features(obs.observations)
+        latent, _ = self.memory.scan(features.unflatten(0, obs.episode_starts.shape), obs.state, obs.episode_starts)  # type: ignore[union-attr]
+        latent_pi, latent_vf = self.mlp_extractor(latent.flatten(0, 1))
+        distribution = self._get_action_dist_from_latent(latent_pi)
+        return self.value_net(latent_vf), distribution.log_prob(actions), distribution.entropy()
+
+    def get_distribution(  # type: ignore[override]
+        self, obs: PyTorchObs, state: State, episode_starts: Tensor
+    ) -> tuple[Distribution, State]:
+        """Action distribution for one step of all environments, and the new state."""
+        latent, state = self.memory.step(self.extract_features(obs), state, episode_starts)
+        return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(latent)), state
+
+    def predict_values(self, obs: PyTorchObs, state: State, episode_starts: Tensor) -> Tensor:  # type: ignore[override]
+        """Values `[B, 1]` for one step of all environments."""
+        latent, _ = self.memory.step(self.extract_features(obs), state, episode_starts)
+        return self.value_net(self.mlp_extractor.forward_critic(latent))
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: Any = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, Any]:
+        """Actions for the environment, and the state to pass to the next call.
+
+        :param observation: One observation or a batch of them.
+        :param state: What the last call returned; None for a fresh memory.
+        :param episode_start: bool `[B]`: the memory of these rows restarts before it reads the observation. None: none.
+        :param deterministic: The mode of the distribution instead of a sample.
+        :return: Actions, and the state as nested tuples of arrays `[B, ...]`.
+        """
+        self.set_training_mode(False)
+        obs, vectorized = self.obs_to_tensor(observation)
+        batch_size = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+        if state is None:
+            memory_state = self.initial_state(batch_size)
+        else:
+            memory_state = _state_from_numpy(state, self.device)
+            if any(len(leaf) != batch_size for leaf in state_leaves(memory_state)):
+                raise ValueError(
+                    f"state is for {len(next(state_leaves(memory_state)))} environments, observation for {batch_size}; "
+                    "pass state=None to start afresh"
+                )
+        starts = np.zeros(batch_size, dtype=bool) if episode_start is None else np.asarray(episode_start, dtype=bool)
+        with torch.no_grad():
+            distribution, memory_state = self.get_distribution(
+                obs, memory_state, torch.as_tensor(starts.reshape(batch_size), device=self.device)
+            )
+            actions = distribution.get_actions(deterministic=deterministic)
+        array = actions.cpu().numpy().reshape((-1, *self.action_space.shape))  # type: ignore[misc]
+        if isinstance(self.action_space, spaces.Box):
+            if self.squash_output:
+                array = self.unscale_action(array)
+            else:
+                array = np.clip(array, self.action_space.low, self.action_space.high)
+        return array if vectorized else array.squeeze(axis=0), _state_to_numpy(memory_state)
+
+
+class MemoryActorCriticCnnPolicy(MemoryActorCriticPolicy):
+    """The same for images: NatureCNN as features extractor."""
+
+    def __init__(self, *args: Any, features_extractor_class: Any = NatureCNN, **kwargs: Any) -> None:
+        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+
+
+class MultiInputMemoryActorCriticPolicy(MemoryActorCriticPolicy):
+    """The same for Dict observations: one extractor for each key, concatenated."""
+
+    def __init__(self, *args: Any, features_extractor_class: Any = CombinedExtractor, **kwargs: Any) -> None:
+        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+
+
+def _state_to_numpy(state: State) -> Any:
+    if isinstance(state, Tensor):
+        return state.cpu().numpy()
+    return tuple(_state_to_numpy(part) for part in state)
+
+
+def _state_from_numpy(state: Any, device: torch.device) -> State:
+    if isinstance(state, tuple):
+        return tuple(_state_from_numpy(part, device) for part in state)
+    return torch.as_tensor(state, device=device)

@@ -1,0 +1,302 @@
+"""Policies as files that cannot run code: three members of the model's zip.
+
+    portable/manifest.json        format, versions, size and SHA-256 of the other two
+    portable/config.json          spaces, memory, layers: numbers and names from closed lists
+    portable/policy.safetensors   the weights
+
+Reading never unpickles and never imports what a file names. Everything is checked before it is used: a file from a
+stranger can be refused, or can act badly; it cannot do more.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import pathlib
+import zipfile
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from gymnasium import spaces
+from safetensors import SafetensorError
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
+from torch import nn
+
+from fwp_rl.registry import memory_configs, memory_name
+from fwp_rl.sb3.policies import MemoryActorCriticPolicy
+
+FORMAT_VERSION = 1
+ACTIVATIONS = {a.__name__: a for a in (nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU)}
+EXTRACTORS = {e.__name__: e for e in (FlattenExtractor, NatureCNN, CombinedExtractor)}
+MANIFEST, CONFIG, WEIGHTS = "portable/manifest.json", "portable/config.json", "portable/policy.safetensors"
+_LARGEST = {MANIFEST: 2**20, CONFIG: 2**24, WEIGHTS: 2**32}
+_LARGEST_SIZE = 2**16  # of a layer, a memory, a space: well above anything sensible, well below a memory bomb
+
+
+class ModelFileError(ValueError):
+    """The file is not a model that can be read safely; the message says why, in one line."""
+
+
+class NotPortableError(ValueError):
+    """The policy has a part that the portable format has no name for."""
+
+
+def write_portable(archive: zipfile.ZipFile, policy: MemoryActorCriticPolicy) -> None:
+    """Add the three portable members to an open zip.
+
+    :raises NotPortableError: the policy uses a class or a space that the format does not know; nothing was written.
+    """
+    config = json.dumps(_config_of(policy), indent=1, allow_nan=False).encode()
+    weights = safetensors.torch.save({name: p.detach().cpu().contiguous() for name, p in _tensors(policy).items()})
+    members = {CONFIG: config, WEIGHTS: weights}
+    manifest = {
+        "format": "fwp-rl-policy",
+        "version": FORMAT_VERSION,
+        "files": {
+            name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            for name, content in members.items()
+        },
+    }
+    for name, content in {MANIFEST: json.dumps(manifest, indent=1).encode(), **members}.items():
+        archive.writestr(name, content)
+
+
+def load_policy(path: str | pathlib.Path, device: torch.device | str = "cpu") -> MemoryActorCriticPolicy:
+    """The policy in a model file, from its portable part alone.
+
+    :raises ModelFileError: the file is missing, truncated, foreign or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {name: _read(archive, name) for name in (MANIFEST, CONFIG, WEIGHTS)}
+        _check_manifest(_parse(members[MANIFEST]), members)
+        policy = _policy_of(_parse(members[CONFIG]))
+        _load_weights(policy, safetensors.torch.load(members[WEIGHTS]))
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error}") from None
+    except FileNotFoundError:
+        raise ModelFileError(f"{path}: no such file") from None
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise ModelFileError(f"{path}: truncated or not a model file ({error})") from None
+    except SafetensorError as error:
+        raise ModelFileError(f"{path}: damaged weights ({error})") from None
+    # Whatever else a wrong config can make a constructor raise
+    except (KeyError, TypeError, ValueError, RuntimeError, AssertionError, OverflowError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelFileError(f"{path}: config does not describe a policy ({type(error).__name__}: {reason})") from None
+    return policy.to(device)
+
+
+def _tensors(policy: MemoryActorCriticPolicy) -> dict[str, torch.Tensor]:
+    """Parameters and buffers; those that SB3 reaches by several names, once."""
+    return {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
+
+
+def _config_of(policy: MemoryActorCriticPolicy) -> dict[str, Any]:
+    arguments = policy._get_constructor_parameters()
+    try:
+        name = memory_name(policy.memory_config)
+    except ValueError as error:
+        raise NotPortableError(str(error)) from None
+    return {
+        "observation_space": _encode_space(policy.observation_space),
+        "action_space": _encode_space(policy.action_space),
+        "memory": {"type": name, **dataclasses.asdict(policy.memory_config)},
+        "n_blocks": policy.n_blocks,
+        "net_arch": arguments["net_arch"],
+        "activation_fn": _name_of(arguments["activation_fn"], ACTIVATIONS),
+        "features_extractor_class": _name_of(arguments["features_extractor_class"], EXTRACTORS),
+        "features_extractor_kwargs": _plain(arguments["features_extractor_kwargs"]),
+        "normalize_images": arguments["normalize_images"],
+        "use_sde": arguments["use_sde"],
+        "log_std_init": float(arguments["log_std_init"]),
+        **({key: bool(arguments[key]) for key in _SDE_KEYS} if arguments["use_sde"] else {}),
+    }
+
+
+_SDE_KEYS = ("squash_output", "full_std", "use_expln")
+
+
+def _name_of(cls: type, known: dict[str, type]) -> str:
+    if known.get(cls.__name__) is not cls:
+        raise NotPortableError(f"{cls.__name__} is not one of {', '.join(known)}")
+    return cls.__name__
+
+
+def _plain(kwargs: dict[str, Any]) -> dict[str, Any]:
+    if not all(isinstance(value, bool | int | float) for value in kwargs.values()):
+        raise NotPortableError(f"features_extractor_kwargs must be numbers, got {kwargs}")
+    return kwargs
+
+
+def _encode_space(space: spaces.Space[Any]) -> dict[str, Any]:
+    match space:
+        case spaces.Box():
+            bounds = {name: _encode_bound(getattr(space, name)) for name in ("low", "high")}
+            return {"type": "Box", "shape": list(space.shape), "dtype": str(space.dtype), **bounds}
+        case spaces.Discrete():
+            return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
+        case spaces.MultiDiscrete():
+            return {"type": "MultiDiscrete", "nvec": space.nvec.tolist()}
+        case spaces.MultiBinary():
+            return {"type": "MultiBinary", "shape": list(space.shape)}
+        case spaces.Dict():
+            return {"type": "Dict", "spaces": {key: _encode_space(part) for key, part in space.spaces.items()}}
+    raise NotPortableError(f"space {type(space).__name__} has no portable form")
+
+
+def _encode_bound(bound: np.ndarray) -> Any:
+    """One number if all entries are equal; infinities as text, for JSON has none."""
+    values = [float(x) if math.isfinite(x) else str(float(x)) for x in np.unique(bound).tolist()]
+    if len(values) == 1:
+        return values[0]
+    return [float(x) if math.isfinite(x) else str(float(x)) for x in bound.flatten().tolist()]
+
+
+def _decode_space(code: dict[str, Any], depth: int = 0) -> spaces.Space[Any]:
+    kind = code.pop("type")
+    if depth > 1:
+        raise ModelFileError("spaces are nested too deeply")
+    if kind == "Box":
+        shape = tuple(_size(n) for n in code.pop("shape"))
+        if math.prod(shape) > 2**24:
+            raise ModelFileError(f"observation of shape {shape} is too large")
+        if code["dtype"] not in ("float32", "float64", "uint8", "int8", "int16", "int32", "int64"):
+            raise ModelFileError(f"unknown dtype {code['dtype']!r}")
+        dtype = np.dtype(code.pop("dtype"))
+        bounds = [np.array(_decode_bound(code.pop(name)), dtype=dtype) for name in ("low", "high")]
+        space: spaces.Space[Any] = spaces.Box(
+            *(np.broadcast_to(b if b.ndim == 0 else b.reshape(shape), shape) for b in bounds),
+            dtype=dtype.type,
+        )
+    elif kind == "Discrete":
+        space = spaces.Discrete(_size(code.pop("n")), start=_integer(code.pop("start")))
+    elif kind == "MultiDiscrete":
+        space = spaces.MultiDiscrete([_size(n) for n in code.pop("nvec")])
+    elif kind == "MultiBinary":
+        space = spaces.MultiBinary([_size(n) for n in code.pop("shape")])
+    elif kind == "Dict":
+        space = spaces.Dict({str(key): _decode_space(part, depth + 1) for key, part in code.pop("spaces").items()})
+    else:
+        raise ModelFileError(f"unknown space {kind!r}")
+    if code:
+        raise ModelFileError(f"unknown keys in a {kind} space: {', '.join(code)}")
+    return space
+
+
+def _decode_bound(bound: Any) -> Any:
+    return [float(x) for x in bound] if isinstance(bound, list) else float(bound)
+
+
+def _policy_of(config: dict[str, Any]) -> MemoryActorCriticPolicy:
+    """Build the policy that `config` describes, with fresh weights."""
+    memory = dict(config.pop("memory"))
+    kind = memory.pop("type")
+    if kind not in memory_configs():
+        raise ModelFileError(f"unknown memory {kind!r}; known are {', '.join(memory_configs())}")
+    net_arch = config.pop("net_arch")
+    for size in sum(net_arch.values(), []) if isinstance(net_arch, dict) else net_arch:
+        _size(size)
+    kwargs = {
+        "memory": _memory_config(memory_configs()[kind], memory),
+        "n_blocks": _size(config.pop("n_blocks"), 64),
+        "net_arch": net_arch,
+        "activation_fn": _known(config.pop("activation_fn"), ACTIVATIONS),
+        "features_extractor_class": _known(config.pop("features_extractor_class"), EXTRACTORS),
+        "features_extractor_kwargs": {
+            str(key): value if isinstance(value, bool | float) else _size(value)
+            for key, value in config.pop("features_extractor_kwargs").items()
+        },
+        "normalize_images": bool(config.pop("normalize_images")),
+        "use_sde": bool(config.pop("use_sde")),
+        "log_std_init": float(config.pop("log_std_init")),
+    }
+    kwargs |= {key: bool(config.pop(key)) for key in _SDE_KEYS if key in config}
+    observation_space, action_space = (_decode_space(config.pop(f"{name}_space")) for name in ("observation", "action"))
+    if config:
+        raise ModelFileError(f"unknown keys in the config: {', '.join(config)}; written by a newer version?")
+    return MemoryActorCriticPolicy(observation_space, action_space, lambda _: 0.0, **kwargs)
+
+
+def _memory_config(config_class: type[Any], values: dict[str, Any]) -> Any:
+    known = {field.name: field for field in dataclasses.fields(config_class)}
+    for name, value in values.items():
+        if name not in known:
+            raise ModelFileError(f"memory {config_class.__name__} has no {name!r}")
+        expected = known[name].type
+        if isinstance(value, int) and not isinstance(value, bool) and expected in (int, float):
+            values[name] = _size(value) if expected is int else float(value)
+        elif type(value) is not expected:
+            raise ModelFileError(f"{config_class.__name__}.{name}={value!r} is not of type {expected}")
+    return config_class(**values)
+
+
+def _known(name: str, known: dict[str, Any]) -> Any:
+    if name not in known:
+        raise ModelFileError(f"unknown name {name!r}; known are {', '.join(known)}")
+    return known[name]
+
+
+def _integer(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ModelFileError(f"expected a whole number, got {value!r}")
+    return value
+
+
+def _size(value: Any, largest: int = _LARGEST_SIZE) -> int:
+    if not 0 < _integer(value) <= largest:
+        raise ModelFileError(f"size {value} is not between 1 and {largest}")
+    return int(value)
+
+
+def _load_weights(policy: MemoryActorCriticPolicy, weights: dict[str, torch.Tensor]) -> None:
+    own = _tensors(policy)
+    if own.keys() != weights.keys():
+        odd = sorted(own.keys() ^ weights.keys())
+        raise ModelFileError(f"weights and config disagree about {', '.join(odd[:4])}")
+    for name, tensor in own.items():
+        if tensor.shape != weights[name].shape or tensor.dtype != weights[name].dtype:
+            raise ModelFileError(
+                f"{name} is {weights[name].dtype}{list(weights[name].shape)}, "
+                f"the config asks for {tensor.dtype}{list(tensor.shape)}"
+            )
+        if not torch.isfinite(weights[name]).all():
+            raise ModelFileError(f"{name} holds NaN or infinity")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
+
+
+def _read(archive: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        info = archive.getinfo(name)
+    except KeyError:
+        raise ModelFileError("no portable part: written by plain Stable-Baselines3, or not a model") from None
+    if info.file_size > _LARGEST[name]:
+        raise ModelFileError(f"{name} claims {info.file_size} bytes")
+    return archive.read(name)
+
+
+def _parse(content: bytes) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise ModelFileError(f"{constant} in a config")
+
+    try:
+        parsed = json.loads(content, parse_constant=refuse)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ModelFileError(f"damaged config ({error})") from None
+    if not isinstance(parsed, dict):
+        raise ModelFileError("config is not an object")
+    return parsed
+
+
+def _check_manifest(manifest: dict[str, Any], members: dict[str, bytes]) -> None:
+    if manifest.get("format") != "fwp-rl-policy":
+        raise ModelFileError("not a policy of fwp-rl")
+    if manifest.get("version") != FORMAT_VERSION:
+        raise ModelFileError(f"format version {manifest.get('version')}; this fwp-rl reads version {FORMAT_VERSION}")
+    for name in (CONFIG, WEIGHTS):
+        if manifest["files"][name]["sha256"] != hashlib.sha256(members[name]).hexdigest():
+            raise ModelFileError(f"{name} is damaged: its SHA-256 is not the one in the manifest")

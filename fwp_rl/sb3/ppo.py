@@ -1,0 +1,407 @@
+"""`MemoryPPO`: SB3's PPO for policies with a memory.
+
+Only set-up and rollout differ from PPO: the rollout carries the state of the memory, the minibatches are sequences
+(`fwp_rl.sb3.buffers`), and `train` is inherited.
+"""
+
+import io
+import os
+import pathlib
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+
+from fwp_rl.registry import memory_name
+from fwp_rl.sb3.buffers import SequenceRolloutBuffer
+from fwp_rl.sb3.policies import (
+    MemoryActorCriticCnnPolicy,
+    MemoryActorCriticPolicy,
+    MultiInputMemoryActorCriticPolicy,
+)
+from fwp_rl.sb3.portable import NotPortableError, write_portable
+from fwp_rl.state import State, select_rows, state_leaves
+
+
+class NonFiniteError(ValueError):
+    """The environment returned NaN or infinity; nothing was learned from it."""
+
+
+class MemoryPPO(PPO):
+    """PPO (Schulman et al. 2017) for policies with a memory.
+
+    :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" or a `MemoryActorCriticPolicy` class.
+    :param env: A Gymnasium environment, its id, or a VecEnv.
+    :param n_steps: Steps per environment and rollout.
+    :param sequence_length: Length of the training sequences, a divisor of `n_steps` (None: `n_steps`). Gradient
+        reaches back through the memory over at most so many steps, and never beyond the start of an episode; the
+        state at the start of a sequence is the one that the rollout had there.
+    :param batch_size: Transitions per minibatch, a multiple of `sequence_length` that divides the rollout (None: a
+        quarter of the rollout, or as near to that as whole sequences allow).
+    :param policy_kwargs: `memory` (a registered name or a config object), `n_blocks`, `net_arch` and whatever else
+        `MemoryActorCriticPolicy` takes.
+
+    The other parameters are those of `stable_baselines3.PPO`, with `n_epochs=4` by default.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MemoryActorCriticPolicy,
+        "CnnPolicy": MemoryActorCriticCnnPolicy,
+        "MultiInputPolicy": MultiInputMemoryActorCriticPolicy,
+    }
+    policy: MemoryActorCriticPolicy  # type: ignore[assignment]
+    rollout_buffer: SequenceRolloutBuffer  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        policy: str | type[MemoryActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int = 128,
+        sequence_length: int | None = None,
+        batch_size: int | None = None,
+        n_epochs: int = 4,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        problems = _problems(
+            n_steps=n_steps,
+            sequence_length=sequence_length,
+            batch_size=batch_size,
+            n_epochs=n_epochs,
+            learning_rate=learning_rate,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            clip_range=clip_range,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            target_kl=target_kl,
+        )
+        sizes_are_valid = not any(name in problems for name in ("n_steps", "sequence_length", "batch_size"))
+        if env is not None and sizes_are_valid:
+            n_envs = env.num_envs if isinstance(env, VecEnv) else 1
+            problems |= _size_problems(n_steps, n_envs, sequence_length or n_steps, batch_size)
+        if problems:
+            raise ValueError("\n".join(problems.values()))
+        self.sequence_length = sequence_length or n_steps
+        self._batch_size_argument = batch_size
+        super().__init__(
+            policy,  # type: ignore[arg-type]
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            batch_size=n_steps,  # the real one needs the number of environments: see _setup_model
+            n_epochs=n_epochs,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            clip_range=clip_range,
+            clip_range_vf=clip_range_vf,
+            normalize_advantage=normalize_advantage,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            target_kl=target_kl,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        # Also called by `load`, perhaps with another number of environments than before.
+        problems = _size_problems(self.n_steps, self.n_envs, self.sequence_length, self._batch_size_argument)
+        if problems:
+            raise ValueError("\n".join(problems.values()))
+        self.batch_size = self._batch_size_argument or _quarter(self.n_steps, self.n_envs, self.sequence_length)
+        self.rollout_buffer_class = SequenceRolloutBuffer
+        self.rollout_buffer_kwargs = {"sequence_length": self.sequence_length}
+        super()._setup_model()
+        if not isinstance(self.policy, MemoryActorCriticPolicy):
+            raise ValueError(f"policy must be a MemoryActorCriticPolicy, got {type(self.policy).__name__}")
+        self._last_state: State | None = None
+        if self.verbose >= 1:
+            print(self.describe())
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_last_state"]
+
+    def describe(self) -> str:
+        """Memory, its size, and how far back the gradient reaches: three lines."""
+        memory = self.policy.memory
+        blocks = f" x {self.policy.n_blocks} blocks" if self.policy.n_blocks > 1 else ""
+        n_floats = sum(leaf.numel() for leaf in state_leaves(memory.initial_state(1)))
+        n_sequences = self.n_steps // self.sequence_length * self.n_envs
+        per_batch = self.batch_size // self.sequence_length
+        return (
+            f"memory        {memory_name(self.policy.memory_config)}{blocks}: {_count(memory):,} parameters "
+            f"({_count(self.policy):,} in the whole policy), state of {n_floats:,} numbers\n"
+            f"rollout       {self.n_envs} environments x {self.n_steps} steps = {self.n_envs * self.n_steps:,} steps\n"
+            f"training      {n_sequences} sequences of sequence_length={self.sequence_length}: gradient reaches back "
+            f"{self.sequence_length} steps at most, or to the start of the episode; {n_sequences // per_batch} "
+            f"minibatches of {per_batch} sequences, {self.n_epochs} epochs"
+        )
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Fill the buffer with `n_rollout_steps` steps of every environment, carrying the state of the memory.
+
+        :return: False if the callback asked to stop.
+        :raises NonFiniteError: an observation or a reward is NaN or infinite.
+        """
+        if self._last_obs is None:
+            raise RuntimeError("collect_rollouts needs a last observation: call learn()")
+        self.policy.set_training_mode(False)
+        n_steps = 0
+        rollout_buffer.reset()
+        if self.use_sde:
+            self.policy.reset_noise(env.num_envs)
+        callback.on_rollout_start()
+        state = self._last_state
+        if state is None:
+            state = self.policy.initial_state(env.num_envs)
+            self._check_finite(self._last_obs, None)
+
+        while n_steps < n_rollout_steps:
+            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                self.policy.reset_noise(env.num_envs)
+            with torch.no_grad():
+                obs_tensor = obs_as_tensor(self._last_obs, self.device)
+                starts = torch.as_tensor(self._last_episode_starts, device=self.device)
+                actions_tensor, values, log_probs, new_state = self.policy(obs_tensor, state, starts)
+            actions = actions_tensor.cpu().numpy()
+            clipped_actions = actions
+            if isinstance(self.action_space, spaces.Box):
+                if self.policy.squash_output:
+                    clipped_actions = self.policy.unscale_action(clipped_actions)
+                else:
+                    clipped_actions = np.clip(actions, self.action_space.low, self.action_space.high)
+
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
+            self._check_finite(new_obs, rewards)
+            self.num_timesteps += env.num_envs
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            self._update_info_buffer(infos, dones)
+            n_steps += 1
+            rewards = self._bootstrap_truncated(rewards, dones, infos, new_state)
+            rollout_buffer.add(  # type: ignore[call-arg]
+                self._last_obs,  # type: ignore[arg-type]
+                actions,
+                rewards,
+                self._last_episode_starts,  # type: ignore[arg-type]
+                values,
+                log_probs,
+                state,
+            )
+            self._last_obs = new_obs  # type: ignore[assignment]
+            self._last_episode_starts = dones
+            self._last_state = state = new_state
+
+        with torch.no_grad():
+            values = self.policy.predict_values(
+                obs_as_tensor(new_obs, self.device), state, torch.as_tensor(dones, device=self.device)
+            )
+        rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _bootstrap_truncated(
+        self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]], state: State
+    ) -> np.ndarray:
+        """Add the discounted value of the terminal observation where an episode was cut off by a limit of time.
+
+        The memory reads that observation with the state after this step, not with the fresh one of the next episode.
+        One call for all of them.
+        """
+        if not dones.any():
+            return rewards
+        rows = [i for i in np.flatnonzero(dones) if infos[i].get("TimeLimit.truncated", False)]
+        if not rows:
+            return rewards
+        terminal = [infos[i]["terminal_observation"] for i in rows]
+        if isinstance(terminal[0], dict):
+            stacked: Any = {key: np.stack([obs[key] for obs in terminal]) for key in terminal[0]}
+        else:
+            stacked = np.stack(terminal)
+        index = torch.as_tensor(rows, device=self.device)
+        with torch.no_grad():
+            values = self.policy.predict_values(
+                self.policy.obs_to_tensor(stacked)[0],
+                select_rows(state, index),
+                torch.zeros(len(rows), dtype=torch.bool, device=self.device),
+            )
+        rewards = rewards.copy()
+        rewards[rows] += self.gamma * values.flatten().cpu().numpy()
+        return rewards
+
+    def _check_finite(self, obs: Any, rewards: np.ndarray | None) -> None:
+        """Stop before a NaN reaches the weights, and say where it came from."""
+        arrays = list(obs.items()) if isinstance(obs, dict) else [("observation", obs)]
+        if rewards is not None:
+            arrays.append(("reward", rewards))
+        for key, array in arrays:
+            # The sum is finite if (and, but for overflow, only if) all entries are: one pass instead of two
+            if array.dtype.kind != "f" or np.isfinite(array.sum()) or np.isfinite(array).all():
+                continue
+            row = int(np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))[0])
+            bad = array[row].reshape(-1)
+            where = int(np.flatnonzero(~np.isfinite(bad))[0])
+            entry = f" (entry {where})" if bad.size > 1 else ""
+            raise NonFiniteError(
+                f"environment {row} returned {bad[where]} in {key!r}{entry} at step {self.num_timesteps // self.n_envs}"
+                "; the weights were not updated with it"
+            )
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "MemoryPPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> "MemoryPPO":
+        """As `PPO.learn`."""
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Save as an SB3 zip that also carries the portable, pickle-free policy (`fwp_rl.sb3.load_policy`).
+
+        A file is written under a temporary name and renamed, so that a crash leaves the old one intact.
+        """
+        buffer = io.BytesIO()
+        super().save(buffer, exclude, include)
+        with zipfile.ZipFile(buffer, "a") as archive:
+            try:
+                write_portable(archive, self.policy)
+            except NotPortableError as error:
+                warnings.warn(f"saved without the portable part: {error}", stacklevel=2)
+        if isinstance(path, str | pathlib.Path):
+            file = pathlib.Path(path)
+            # As SB3 does, and as `load` expects
+            file = file if file.suffix else file.with_suffix(".zip")
+            _replace(file, buffer.getvalue())
+        else:
+            path.write(buffer.getvalue())
+
+
+def _replace(file: pathlib.Path, content: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, file)
+    except BaseException:
+        pathlib.Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _problems(**arguments: Any) -> dict[str, str]:
+    """One sentence for each argument that is out of its range; schedules are not looked into."""
+    positive_integers = ("n_steps", "sequence_length", "batch_size", "n_epochs")
+    ranges = {
+        "gamma": (0.0, 1.0),
+        "gae_lambda": (0.0, 1.0),
+        "learning_rate": (0.0, np.inf),
+        "clip_range": (0.0, np.inf),
+        "ent_coef": (0.0, np.inf),
+        "vf_coef": (0.0, np.inf),
+        "max_grad_norm": (0.0, np.inf),
+        "target_kl": (0.0, np.inf),
+    }
+    problems = {}
+    for name, value in arguments.items():
+        if value is None or callable(value):
+            continue
+        if name in positive_integers:
+            least = 2 if name == "n_steps" else 1
+            if value != int(value) or value < least:
+                problems[name] = f"{name}={value}: expected a whole number of at least {least}"
+        else:
+            low, high = ranges[name]
+            if not low <= value <= high or (high == np.inf and not np.isfinite(value)):
+                problems[name] = f"{name}={value}: expected a number " + (
+                    f"between {low:g} and {high:g}" if high < np.inf else f"of at least {low:g}"
+                )
+    return problems
+
+
+def _size_problems(n_steps: int, n_envs: int, sequence_length: int, batch_size: int | None) -> dict[str, str]:
+    """Sizes that do not divide, each with the nearest values that do."""
+    if n_steps % sequence_length:
+        near = _nearest(sequence_length, [d for d in range(1, n_steps + 1) if n_steps % d == 0])
+        return {"sequence_length": f"sequence_length={sequence_length} does not divide n_steps={n_steps}; try {near}"}
+    n_columns = n_steps // sequence_length * n_envs
+    if batch_size is not None and (batch_size % sequence_length or n_columns % (batch_size // sequence_length)):
+        near = _nearest(batch_size, [d * sequence_length for d in range(1, n_columns + 1) if n_columns % d == 0])
+        return {
+            "batch_size": f"batch_size={batch_size} does not cut the rollout of {n_envs} environments x {n_steps} steps "
+            f"into equal sets of whole sequences (sequence_length={sequence_length}); try {near}"
+        }
+    return {}
+
+
+def _nearest(value: int, valid: list[int]) -> str:
+    below = [v for v in valid if v < value][-1:]
+    above = [v for v in valid if v > value][:1]
+    return " or ".join(str(v) for v in below + above)
+
+
+def _quarter(n_steps: int, n_envs: int, sequence_length: int) -> int:
+    """The batch size nearest to a quarter of the rollout, from above, that cuts it into equal sets of sequences."""
+    n_columns = n_steps // sequence_length * n_envs
+    return min(d for d in range(1, n_columns + 1) if n_columns % d == 0 and 4 * d >= n_columns) * sequence_length
+
+
