@@ -1,0 +1,5 @@
+"""The operators; each has one door, and its backends stand behind it in files with an underscore."""
+
+from fwp_rl.ops.fast_weight_scan import fast_weight_scan, resolve_backend
+
+__all__ = ["fast_weight_scan", "resolve_backend"]

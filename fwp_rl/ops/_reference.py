@@ -1,0 +1,31 @@
+"""The definition of the fast weight scan: a loop over time, written for the eye. Every other backend is tested on it."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def scan(
+    q: Float[Tensor, "T B H K"],
+    k: Float[Tensor, "T B H K"],
+    v: Float[Tensor, "T B H V"],
+    beta: Float[Tensor, "T B H"],
+    log_decay: Float[Tensor, "T B H"] | None,
+    state: Float[Tensor, "B H K V"],
+    episode_starts: Bool[Tensor, "T B"],
+    rule: str,
+    scale: float,
+) -> tuple[Float[Tensor, "T B H V"], Float[Tensor, "B H K V"]]:
+    """Any dtype, any number of derivatives; the formula is in `fast_weight_scan`."""
+    outputs = []
+    for t in range(q.shape[0]):
+        if log_decay is not None:
+            state = torch.einsum("bh,bhkv->bhkv", log_decay[t].exp(), state)
+        # A fill, not a product: a start also clears what is not a number.
+        state = state.masked_fill(episode_starts[t, :, None, None, None], 0.0)
+        target = v[t]
+        if rule == "delta":
+            target = target - torch.einsum("bhkv,bhk->bhv", state, k[t])
+        state = state + torch.einsum("bh,bhk,bhv->bhkv", beta[t], k[t], target)
+        outputs.append(scale * torch.einsum("bhkv,bhk->bhv", state, q[t]))
+    return torch.stack(outputs), state

@@ -1,0 +1,156 @@
+"""The fast weight scan: the one door to every first-order fast-weight memory.
+
+    S'_t = exp(log_decay_t) S_{t-1}, or 0 at a start
+    S_t  = S'_t + beta_t k_t (v_t - S'_t^T k_t)^T
+    y_t  = scale S_t^T q_t                              read after write
+
+Backends: "reference" (`_reference`, the definition), "chunked" (`_chunked`, pure torch, parallel within chunks, any
+device) and "numba" (`_numba`, fused loops with a hand-derived backward, CPU).
+"""
+
+import functools
+import importlib
+import logging
+import os
+import warnings
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+Backend = Literal["auto", "reference", "chunked", "numba"]
+Rule = Literal["delta", "additive"]
+
+_MODULES = {name: f"fwp_rl.ops._{name}" for name in ("reference", "chunked", "numba")}
+
+logger = logging.getLogger("fwp_rl")
+
+
+def fast_weight_scan(
+    q: Float[Tensor, "T B H K"],
+    k: Float[Tensor, "T B H K"],
+    v: Float[Tensor, "T B H V"],
+    beta: Float[Tensor, "T B H"],
+    state: Float[Tensor, "B H K V"],
+    episode_starts: Bool[Tensor, "T B"],
+    *,
+    log_decay: Float[Tensor, "T B H"] | None = None,
+    rule: Rule = "delta",
+    scale: float = 1.0,
+    backend: Backend = "auto",
+) -> tuple[Float[Tensor, "T B H V"], Float[Tensor, "B H K V"]]:
+    """Write v under the key k with strength beta, then read with q, at every step; returns outputs and final state.
+
+    The delta rule replaces a fraction beta of what k recalls by v (Schlag et al. 2021); rule="additive" drops the
+    erase term S'_t^T k_t (Schmidhuber 1992). `log_decay` (at most 0) lets the state fade (Yang et al. 2025).
+
+    Where `episode_starts[t, b]` is true, row b restarts from zeros *before* step t; exactly zero gradient crosses the
+    start, and a state that is not a number is forgotten too.
+
+    Computes in the dtype of `state`, float32 (float64 when all are), also under autocast; float16 and bfloat16 inputs
+    are widened.
+    """
+    _check(q, k, v, beta, state, episode_starts, log_decay, rule)
+    if q.shape[0] == 0:
+        return v.new_empty(v.shape, dtype=state.dtype), state
+    if q.dtype != state.dtype or k.dtype != state.dtype or v.dtype != state.dtype or beta.dtype != state.dtype:
+        q, k, v, beta = (x.to(state.dtype) for x in (q, k, v, beta))
+    if log_decay is not None:
+        log_decay = log_decay.to(state.dtype)
+    scan = importlib.import_module(_MODULES[resolve_backend(backend, state.device)]).scan
+    if torch.is_autocast_enabled(state.device.type):
+        # Rounding to bfloat16 at every step would add up over the sequence.
+        with torch.autocast(state.device.type, enabled=False):
+            return scan(q, k, v, beta, log_decay, state, episode_starts, rule, scale)
+    return scan(q, k, v, beta, log_decay, state, episode_starts, rule, scale)
+
+
+def resolve_backend(backend: str, device: torch.device) -> str:
+    """The backend that runs: an explicit one is obeyed or raises with the reason, "auto" chooses.
+
+    The environment variable FWP_RL_BACKEND decides where the caller left "auto".
+    """
+    source = f"backend={backend!r}"
+    if backend == "auto":
+        backend = os.environ.get("FWP_RL_BACKEND", "auto")
+        source = f"FWP_RL_BACKEND={backend!r}"
+    if backend == "auto":
+        return _choose(device.type)
+    if backend not in _MODULES:
+        raise ValueError(f"{source} is no backend: expected auto, {', '.join(_MODULES)}")
+    if backend == "numba":
+        problem = _numba_problem() if device.type == "cpu" else f"it runs on the CPU, the state is on {device}"
+        if problem:
+            raise RuntimeError(f"{source} cannot run: {problem}; use backend='auto'")
+    return backend
+
+
+@functools.cache
+def _choose(device_type: str) -> str:
+    backend = "chunked"
+    if device_type == "cpu":
+        problem = _numba_problem()
+        if problem is None:
+            backend = "numba"
+        else:
+            message = f"fast weights run several times slower, as torch operations: numba kernels failed ({problem})"
+            warnings.warn(message, stacklevel=5)
+    logger.info("fast_weight_scan runs on %s with the %s backend", device_type, backend)
+    return backend
+
+
+@functools.cache
+def _numba_problem() -> str | None:
+    # Anything can go wrong in here (no numba, a numba that does not know this numpy, no compiler for this machine, a
+    # cache that cannot be written), and all of it has the same cure: torch.
+    try:
+        importlib.import_module(_MODULES["numba"]).compile_probe()
+    except Exception as error:  # noqa: BLE001
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    state: Tensor,
+    episode_starts: Tensor,
+    log_decay: Tensor | None,
+    rule: str,
+) -> None:
+    if rule not in ("delta", "additive"):
+        raise ValueError(f"rule must be 'delta' or 'additive', got {rule!r}")
+    if q.ndim != 4:
+        raise ValueError(f"q must be [T, B, H, K], got {list(q.shape)}")
+    if v.ndim != 4:
+        raise ValueError(f"v must be [T, B, H, V], got {list(v.shape)}")
+    steps, batch, heads, key_size = q.shape
+    value_size = v.shape[-1]
+    for name, tensor, letters, shape in (
+        ("k", k, "[T, B, H, K]", q.shape),
+        ("v", v, "[T, B, H, V]", (steps, batch, heads, value_size)),
+        ("beta", beta, "[T, B, H]", (steps, batch, heads)),
+        ("log_decay", log_decay, "[T, B, H]", (steps, batch, heads)),
+        ("state", state, "[B, H, K, V]", (batch, heads, key_size, value_size)),
+        ("episode_starts", episode_starts, "[T, B]", (steps, batch)),
+    ):
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name} must be {letters} = {list(shape)} to match q and v, got {list(tensor.shape)}")
+    if episode_starts.dtype != torch.bool:
+        raise TypeError(f"episode_starts must be bool, got {episode_starts.dtype}; use episode_starts.bool()")
+    if state.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"state must be float32 (or float64 for tests), got {state.dtype}; use state.float()")
+    for name, tensor in (("q", q), ("k", k), ("v", v), ("beta", beta), ("log_decay", log_decay)):
+        if tensor is None:
+            continue
+        if tensor.dtype != state.dtype and (tensor.dtype not in (torch.float16, torch.bfloat16)):
+            raise TypeError(
+                f"{name} must have the dtype of state, {state.dtype}, or be half precision, got {tensor.dtype}"
+            )
+        if tensor.device != state.device:
+            raise ValueError(f"{name} is on {tensor.device}, state on {state.device}; move one with .to(...)")
+    if episode_starts.device != state.device:
+        raise ValueError(f"episode_starts is on {episode_starts.device}, state on {state.device}; use .to(...)")
