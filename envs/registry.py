@@ -1,0 +1,116 @@
+"""Names of environments: which there are, which one is meant, and what to say when there is none."""
+
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.registration import load_env_creator
+
+_VERSION = re.compile(r"-v(\d+)$")
+_N_SUGGESTIONS = 3
+
+
+class UnknownEnvironmentError(ValueError):
+    """There is no environment of that name; the message names the nearest ones."""
+
+
+class MissingDependencyError(ImportError):
+    """The environment needs a package that is not installed; the message says which."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One of our own environments, in words."""
+
+    id: str
+    description: str
+    isolates: str
+    options: tuple[str, ...]
+
+
+_MINIGRID_OPTIONS = ("view_size", "observation", "actions", "mission", "max_steps")
+
+TASKS: Mapping[str, Task] = MappingProxyType(
+    {
+        task.id: task
+        for task in (
+            Task(
+                id="fwp/MiniGrid-TMaze-v0",
+                description="walk down a corridor in MiniGrid and turn to the side that the object at the start told",
+                isolates="retention of one bit, with navigation",
+                options=(*_MINIGRID_OPTIONS, "length"),
+            ),
+        )
+    }
+)
+
+
+def known_ids() -> list[str]:
+    """Every environment that `make` can be asked for: Gymnasium's registry with MiniGrid, BabyAI and our own."""
+    importlib.import_module("minigrid")  # its import registers its environments
+    return list(gymnasium.registry)
+
+
+def resolve(env_id: str) -> str:
+    """The full name of the environment meant: a name without a version means the newest version."""
+    if ":" in env_id:
+        raise UnknownEnvironmentError(
+            f"environment id {env_id!r}: 'module:id' is not supported, because it would run code that a string names; "
+            "import the module in Python and pass the id alone"
+        )
+    if env_id in gymnasium.registry:
+        return env_id
+    ids = known_ids()
+    if env_id in ids:
+        return env_id
+    versions = [known for known in ids if _VERSION.sub("", known) == env_id and known != env_id]
+    if versions:
+        return max(versions, key=lambda known: int(_VERSION.search(known)[1]))
+    raise UnknownEnvironmentError(f"unknown environment {env_id!r}{_did_you_mean(env_id, ids)}")
+
+
+def check_options(env_id: str, options: Iterable[str], allowed: Iterable[str]) -> None:
+    """Raise `ValueError` for the first option that the environment does not take."""
+    allowed = list(allowed)
+    for name in options:
+        if name not in allowed:
+            known = f"it takes {', '.join(allowed)}" if allowed else "it takes none"
+            raise ValueError(f"{env_id} has no option {name!r}{_did_you_mean(name, allowed)}; {known}")
+
+
+def option_names(env_id: str) -> tuple[str, ...] | None:
+    """Names of the keyword arguments that a registered environment takes; None if it takes any."""
+    parameters = inspect.signature(load_env_creator(gymnasium.spec(env_id).entry_point)).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return tuple(parameter.name for parameter in parameters if parameter.name != "self")
+
+
+def make_registered(env_id: str, *, render_mode: str | None, options: Mapping[str, Any]) -> gymnasium.Env:
+    """`gymnasium.make`, with errors that say what to do."""
+    allowed = option_names(env_id)
+    if allowed is not None:
+        check_options(env_id, options, [name for name in allowed if name != "render_mode"])
+    try:
+        return gymnasium.make(env_id, render_mode=render_mode, **options)
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise MissingDependencyError(f"{env_id}: {error}") from error
+
+
+def _did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """The nearest names; the version does not count, and neither does a namespace that was left out."""
+    by_spelling: dict[str, str] = {}
+    for choice in choices:
+        spelling = _VERSION.sub("", choice).lower()
+        by_spelling[spelling] = choice
+        by_spelling.setdefault(spelling.split("/")[-1], choice)
+    wanted = _VERSION.sub("", name).lower()
+    near = difflib.get_close_matches(wanted, by_spelling, n=_N_SUGGESTIONS, cutoff=0.6)
+    unique = dict.fromkeys(by_spelling[spelling] for spelling in near)
+    return f"; did you mean {' or '.join(unique)}?" if unique else ""
