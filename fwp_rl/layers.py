@@ -1,13 +1,7 @@
-"""The parts that fast-weight memories share: projections into heads, normalisation, read-out, feed-forward.
-
-A fast-weight memory is a pre-norm residual block :
-
-    x = encode(inputs)
-    x = x + readout(memory(project(norm(x))))
-    x = x + feed_forward(x)
-"""
+"""What fast-weight memories share: everything around the update rule, and how its gates start."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -129,7 +123,7 @@ class HeadGate(nn.Module):
 
 
 def spaced_time_constants(n_heads: int, shortest: float, longest: float) -> Float[Tensor, " H"]:
-    """One time constant (steps) for each head, logarithmically spaced, so that heads start as short and long memories."""
+    """One time constant (steps) for each head, spaced logarithmically: some heads start short, some long."""
     if n_heads == 1:
         return torch.tensor([math.sqrt(shortest * longest)])
     return torch.logspace(math.log10(shortest), math.log10(longest), n_heads)

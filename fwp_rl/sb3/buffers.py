@@ -152,5 +152,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
             else columns(observations),
             "state": concatenate_rows(self.states),
             "episode_starts": columns(self.episode_starts).bool(),
-            **{name: columns(getattr(self, name)) for name in ("actions", "values", "log_probs", "advantages", "returns")},
+            **{
+                name: columns(getattr(self, name))
+                for name in ("actions", "values", "log_probs", "advantages", "returns")
+            },
         }

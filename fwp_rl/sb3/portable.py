@@ -197,8 +197,9 @@ def _policy_of(config: dict[str, Any]) -> MemoryActorCriticPolicy:
     if kind not in memory_configs():
         raise ModelFileError(f"unknown memory {kind!r}; known are {', '.join(memory_configs())}")
     net_arch = config.pop("net_arch")
-    for size in sum(net_arch.values(), []) if isinstance(net_arch, dict) else net_arch:
-        _size(size)
+    for layers in net_arch.values() if isinstance(net_arch, dict) else [net_arch]:
+        for size in layers:
+            _size(size)
     kwargs = {
         "memory": _memory_config(memory_configs()[kind], memory),
         "n_blocks": _size(config.pop("n_blocks"), 64),

@@ -387,7 +387,7 @@ def _size_problems(n_steps: int, n_envs: int, sequence_length: int, batch_size: 
     if batch_size is not None and (batch_size % sequence_length or n_columns % (batch_size // sequence_length)):
         near = _nearest(batch_size, [d * sequence_length for d in range(1, n_columns + 1) if n_columns % d == 0])
         return {
-            "batch_size": f"batch_size={batch_size} does not cut the rollout of {n_envs} environments x {n_steps} steps "
+            "batch_size": f"batch_size={batch_size} does not cut the rollout ({n_envs} environments x {n_steps} steps) "
             f"into equal sets of whole sequences (sequence_length={sequence_length}); try {near}"
         }
     return {}
@@ -403,5 +403,3 @@ def _quarter(n_steps: int, n_envs: int, sequence_length: int) -> int:
     """The batch size nearest to a quarter of the rollout, from above, that cuts it into equal sets of sequences."""
     n_columns = n_steps // sequence_length * n_envs
     return min(d for d in range(1, n_columns + 1) if n_columns % d == 0 and 4 * d >= n_columns) * sequence_length
-
-

@@ -50,14 +50,16 @@ class PreviousInputs(VecEnvWrapper):
         """The step, with this action and reward added to its observation; rows that start anew see zeros."""
         obs, rewards, dones, infos = self.venv.step_wait()
         if dones.any():
-            everything = np.ones(self.num_envs, dtype=bool)
+            known = np.ones(1, dtype=bool)
             for i in np.flatnonzero(dones):
                 if "terminal_observation" in infos[i]:
-                    row = self._extend(_batch_of_one(infos[i]["terminal_observation"]), rewards[i : i + 1], everything[i : i + 1], i)
+                    row = self._extend(_batch_of_one(infos[i]["terminal_observation"]), rewards[i : i + 1], known, i)
                     infos[i]["terminal_observation"] = {key: array[0] for key, array in row.items()}
         return self._extend(obs, rewards, ~dones), rewards, dones, infos
 
-    def _extend(self, obs: Any, rewards: np.ndarray, known: np.ndarray, row: int | None = None) -> dict[str, np.ndarray]:
+    def _extend(
+        self, obs: Any, rewards: np.ndarray, known: np.ndarray, row: int | None = None
+    ) -> dict[str, np.ndarray]:
         extended = dict(obs) if isinstance(obs, dict) else {"observation": obs}
         if self._with_action:
             size = self.observation_space["previous_action"].shape[0]  # type: ignore[index]
