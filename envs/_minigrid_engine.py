@@ -23,6 +23,8 @@ _STATIC_CODES = {
     for kind in _STATIC
     for color in COLOR_TO_IDX
 }
+_STATIC_TABLE = np.array([_EMPTY, *_STATIC_CODES.values()], np.uint8)
+_STATIC_ROWS = {static: row for row, static in enumerate(_STATIC_CODES, start=1)}
 
 
 class GridCodes:
@@ -49,9 +51,9 @@ class GridCodes:
         self.cells[divmod(index, self.cells.shape[1])] = _code(cell)
 
     def _encode_all(self, objects: list[WorldObj | None]) -> None:
-        codes = [_code(cell) for cell in objects]
-        self.cells[:] = np.array(codes, np.uint8).reshape(self.cells.shape)
-        self._remember(objects)
+        rows = [0 if cell is None else _STATIC_ROWS.get((type(cell), cell.color), 0) for cell in objects]
+        self.cells[:] = _STATIC_TABLE[rows].reshape(self.cells.shape)
+        self._remember(objects)  # from here on `follow` encodes the cells that are not static
 
     def _remember(self, objects: list[WorldObj | None]) -> None:
         self._objects = objects.copy()
