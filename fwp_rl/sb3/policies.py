@@ -15,8 +15,9 @@ from stable_baselines3.common.torch_layers import (
     NatureCNN,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
-from torch import Tensor
+from torch import Tensor, nn
 
+from fwp_rl.layers import linear, require_positive
 from fwp_rl.memory import MemoryConfig
 from fwp_rl.registry import memory_config
 from fwp_rl.sb3.buffers import SequenceBatch
@@ -27,13 +28,15 @@ from fwp_rl.state import State, state_leaves
 class MemoryActorCriticPolicy(ActorCriticPolicy):
     """Actor and critic that share one memory, trained by both losses.
 
-        observation -> features extractor -> memory -> net_arch -> action distribution, value
+        observation -> features extractor -> encoder -> memory -> net_arch -> action distribution, value
 
     The policy itself holds no run-time state: the state of the memory goes in and comes out of every call, so an
     evaluation in the middle of a rollout disturbs nothing.
 
     :param memory: A registered name ("delta", "lstm", ...) or a config object (`DeltaConfig(n_heads=8)`).
     :param n_blocks: Memories on top of one another.
+    :param encoder_size: Units of the layer between features and memory, so that every memory reads the same kind of
+        input whatever the observation; None feeds the features as they are.
     :param net_arch: Layers between memory and heads; by default one of 64 units for each of actor and critic.
     :param kwargs: As for SB3's `ActorCriticPolicy`.
     """
@@ -47,6 +50,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         *,
         memory: str | MemoryConfig = "delta",
         n_blocks: int = 1,
+        encoder_size: int | None = 128,
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -57,6 +61,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         # Set before super().__init__, which builds the networks.
         self.memory_config = memory_config(memory)
         self.n_blocks = n_blocks
+        self.encoder_size = encoder_size
         if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
             # eps as in SB3; the fused step is several times faster for many small tensors
             optimizer_kwargs = {"eps": 1e-5, "fused": True}
@@ -73,14 +78,26 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
 
     def _build_mlp_extractor(self) -> None:
         # Called by SB3 after the features extractor and before heads and optimizer exist: the memory belongs here.
-        # int(): SB3 reports a NumPy integer for MultiDiscrete observations
-        self.memory = build_memory(self.memory_config, int(self.features_dim), self.n_blocks)
+        size = int(self.features_dim)  # SB3 reports a NumPy integer for MultiDiscrete observations
+        self.encoder: nn.Module = nn.Identity()
+        if self.encoder_size is not None:
+            require_positive(encoder_size=self.encoder_size)
+            self.encoder = nn.Sequential(linear(size, self.encoder_size), self.activation_fn())
+            size = self.encoder_size
+        self.memory = build_memory(self.memory_config, size, self.n_blocks)
         self.mlp_extractor = MlpExtractor(
             self.memory.output_size, net_arch=self.net_arch, activation_fn=self.activation_fn, device=self.device
         )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return super()._get_constructor_parameters() | {"memory": self.memory_config, "n_blocks": self.n_blocks}
+        return super()._get_constructor_parameters() | {
+            "memory": self.memory_config,
+            "n_blocks": self.n_blocks,
+            "encoder_size": self.encoder_size,
+        }
+
+    def _encode(self, obs: PyTorchObs) -> Tensor:
+        return self.encoder(self.extract_features(obs))
 
     def initial_state(self, batch_size: int) -> State:
         """State of the memory at the start of an episode, for `batch_size` environments."""
@@ -96,7 +113,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         :param episode_starts: bool `[B]`; where true the memory restarts before it reads `obs`.
         :return: Actions `[B, ...]`, values `[B, 1]`, log-probabilities `[B]` and the new state.
         """
-        latent, state = self.memory.step(self.extract_features(obs), state, episode_starts)
+        latent, state = self.memory.step(self._encode(obs), state, episode_starts)
         latent_pi, latent_vf = self.mlp_extractor(latent)
         distribution = self._get_action_dist_from_latent(latent_pi)
         actions = distribution.get_actions(deterministic=deterministic)
@@ -112,8 +129,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         :param actions: `[L * B, ...]`, time-major.
         :return: Values `[L * B, 1]`, log-probabilities and entropies `[L * B]`.
         """
-        features = self.extract_features(obs.observations)
-        latent, _ = self.memory.scan(features.unflatten(0, obs.episode_starts.shape), obs.state, obs.episode_starts)  # type: ignore[union-attr]
+        inputs = self._encode(obs.observations).unflatten(0, obs.episode_starts.shape)
+        latent, _ = self.memory.scan(inputs, obs.state, obs.episode_starts)
         latent_pi, latent_vf = self.mlp_extractor(latent.flatten(0, 1))
         distribution = self._get_action_dist_from_latent(latent_pi)
         return self.value_net(latent_vf), distribution.log_prob(actions), distribution.entropy()
@@ -122,12 +139,12 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         self, obs: PyTorchObs, state: State, episode_starts: Tensor
     ) -> tuple[Distribution, State]:
         """Action distribution for one step of all environments, and the new state."""
-        latent, state = self.memory.step(self.extract_features(obs), state, episode_starts)
+        latent, state = self.memory.step(self._encode(obs), state, episode_starts)
         return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(latent)), state
 
     def predict_values(self, obs: PyTorchObs, state: State, episode_starts: Tensor) -> Tensor:  # type: ignore[override]
         """Values `[B, 1]` for one step of all environments."""
-        latent, _ = self.memory.step(self.extract_features(obs), state, episode_starts)
+        latent, _ = self.memory.step(self._encode(obs), state, episode_starts)
         return self.value_net(self.mlp_extractor.forward_critic(latent))
 
     def predict(

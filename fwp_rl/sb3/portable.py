@@ -105,6 +105,7 @@ def _config_of(policy: MemoryActorCriticPolicy) -> dict[str, Any]:
         "action_space": _encode_space(policy.action_space),
         "memory": {"type": name, **dataclasses.asdict(policy.memory_config)},
         "n_blocks": policy.n_blocks,
+        "encoder_size": policy.encoder_size,
         "net_arch": arguments["net_arch"],
         "activation_fn": _name_of(arguments["activation_fn"], ACTIVATIONS),
         "features_extractor_class": _name_of(arguments["features_extractor_class"], EXTRACTORS),
@@ -197,12 +198,14 @@ def _policy_of(config: dict[str, Any]) -> MemoryActorCriticPolicy:
     if kind not in memory_configs():
         raise ModelFileError(f"unknown memory {kind!r}; known are {', '.join(memory_configs())}")
     net_arch = config.pop("net_arch")
+    encoder_size = config.pop("encoder_size")
     for layers in net_arch.values() if isinstance(net_arch, dict) else [net_arch]:
         for size in layers:
             _size(size)
     kwargs = {
         "memory": _memory_config(memory_configs()[kind], memory),
         "n_blocks": _size(config.pop("n_blocks"), 64),
+        "encoder_size": None if encoder_size is None else _size(encoder_size),
         "net_arch": net_arch,
         "activation_fn": _known(config.pop("activation_fn"), ACTIVATIONS),
         "features_extractor_class": _known(config.pop("features_extractor_class"), EXTRACTORS),
