@@ -1,0 +1,135 @@
+"""What one does with trained agents: `python -m agents --help`."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from agents.command_line import parse, run
+from agents.errors import UsageError
+
+DESCRIPTION = """Evaluate, watch and list agents that remember.
+
+examples:
+  python -m agents list
+  python -m agents evaluate runs/fwp-MiniGrid-TMaze-v0/delta/seed_0 --episodes 500
+  python -m agents render runs/fwp-MiniGrid-TMaze-v0/delta/seed_0 --out episode.gif
+  python -m agents demo
+
+A run is read from its run.json and the pickle-free part of its model.zip: a stranger's file cannot run code.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Success, return and length on episodes that no agent was trained on; the same ones for every agent."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of a run."""
+    episodes: int = 200
+    """Episodes; number i has the seed 1000000 + i."""
+    stochastic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Sample actions instead of taking the most probable one."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object, with a row for each episode."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Render:
+    """A moving picture of an episode: the environment, the agent's view, and its memory being written."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of a run."""
+    out: Path | None = None
+    """File to write: .gif, .png (animated) or .mp4 (needs the extra 'video'). None: episode.gif in the run."""
+    episodes: int = 1
+    """Episodes, one after the other."""
+    seed: int = 1_000_000
+    """Seed of the first episode."""
+    stochastic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Sample actions instead of taking the most probable one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class List:
+    """Memories, tasks and presets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Train delta and lstm side by side on a T-maze in MiniGrid, compare them, and draw an episode of each."""
+
+    root: Path = Path("runs/demo")
+    """Directory of the demo; its own earlier runs in it are replaced."""
+    total_timesteps: int = 300_000
+    """Most steps for each agent; a run ends early once an evaluation finds no mistake."""
+    episodes: int = 200
+    """Unseen episodes of the comparison, at least 1."""
+    seed: int = 0
+    """Seed of both runs."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Do what the command line says (`sys.argv` if None)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = parse(Evaluate | Render | List | Demo, arguments, prog="python -m agents", description=DESCRIPTION)
+    match command:
+        case Evaluate():
+            _evaluate(command)
+        case Render():
+            _render(command)
+        case List():
+            from agents.listing import listing
+
+            print(listing())
+        case Demo():
+            from agents.demo import demo
+
+            demo(command.root, total_timesteps=command.total_timesteps, episodes=command.episodes, seed=command.seed)
+
+
+def _evaluate(command: Evaluate) -> None:
+    from agents.evaluation import evaluate_run, summarize, summary_lines
+    from fwp_rl.registry import memory_name
+
+    config, rows = evaluate_run(command.run, episodes=command.episodes, deterministic=not command.stochastic)
+    summary = summarize(rows)
+    if command.json:
+        answer = {
+            "run": str(command.run),
+            "env_id": config.env_id,
+            "memory": memory_name(config.memory),
+            "deterministic": not command.stochastic,
+            **dataclasses.asdict(summary),
+            "rows": [dataclasses.asdict(row) for row in rows],
+        }
+        print(json.dumps(answer, allow_nan=False))
+    else:
+        print(f"{config.env_id}   {memory_name(config.memory)}   {command.run}")
+        print("\n".join(summary_lines(summary)))
+
+
+def _render(command: Render) -> None:
+    from agents.rendering import render_run
+
+    if command.seed < 0:
+        raise UsageError(f"seed={command.seed} must be at least 0")
+    path, note = render_run(
+        command.run,
+        command.out,
+        episodes=command.episodes,
+        seed=command.seed,
+        deterministic=not command.stochastic,
+    )
+    if note:
+        print(note, file=sys.stderr)
+    print(path)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,175 @@
+"""Settings that work, by task. This table is the one place where they stand.
+
+A preset is a complete `TrainConfig`; the command line overrides parts of it. Every preset says whether the memory also
+reads the previous action or reward: both are memories outside the memory, so they belong to the task, and stay the same
+for all memories in a comparison.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from agents.config import PPOConfig, TrainConfig
+from agents.errors import UsageError
+
+# The shared starting points; each preset below says only what differs.
+_MINIGRID_PPO = PPOConfig(learning_rate=5e-4, n_steps=128, n_epochs=4, gamma=0.99, ent_coef=0.01)
+_CONTROL_PPO = PPOConfig(learning_rate=1e-3, n_steps=128, n_epochs=10, gamma=0.99, gae_lambda=0.95)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Settings for one task or one family of tasks."""
+
+    summary: str
+    """One sentence: what the task asks for."""
+    config: TrainConfig
+
+    @property
+    def description(self) -> str:
+        """The summary, and which inputs the memory has besides the observation."""
+        inputs = [
+            name
+            for name, is_input in (
+                ("previous action", self.config.previous_action),
+                ("previous reward", self.config.previous_reward),
+            )
+            if is_input
+        ]
+        return f"{self.summary} Memory also reads: {' and '.join(inputs) if inputs else 'nothing else'}."
+
+
+_PRESETS = {
+    "fwp/MiniGrid-TMaze-v0": Preset(
+        summary="Remember a cue seen at the start until the junction at the end of a corridor.",
+        config=TrainConfig(
+            env_id="fwp/MiniGrid-TMaze-v0",
+            env_options={"length": 7},
+            ppo=_MINIGRID_PPO,
+            total_timesteps=300_000,
+        ),
+    ),
+    "MiniGrid-MemoryS9-v0": Preset(
+        summary="Look at an object, walk a corridor, choose its match; the view of 3 never shows both.",
+        config=TrainConfig(
+            env_id="MiniGrid-MemoryS9-v0",
+            env_options={"view_size": 3, "actions": "moves"},
+            ppo=_MINIGRID_PPO,
+            total_timesteps=5_000_000,
+        ),
+    ),
+    "MiniGrid-MemoryS11-v0": Preset(
+        summary="Look at an object, walk a corridor, choose its match; the view of 7 never shows both.",
+        config=TrainConfig(
+            env_id="MiniGrid-MemoryS11-v0",
+            env_options={"actions": "moves"},
+            ppo=_MINIGRID_PPO,
+            total_timesteps=5_000_000,
+        ),
+    ),
+    "minigrid": Preset(
+        summary="Default for every other MiniGrid-* and BabyAI-* id: one-hot view, all actions.",
+        config=TrainConfig(env_id="MiniGrid-MemoryS7-v0", ppo=_MINIGRID_PPO, total_timesteps=2_000_000),
+    ),
+    "CartPoleNoVel-v1": Preset(
+        summary="Balance a pole without seeing any velocity.",
+        config=TrainConfig(
+            env_id="CartPoleNoVel-v1", ppo=_CONTROL_PPO, n_envs=8, total_timesteps=50_000
+        ),
+    ),
+    "PendulumNoVel-v1": Preset(
+        summary="Swing up a pendulum without seeing its velocity.",
+        config=TrainConfig(
+            env_id="PendulumNoVel-v1",
+            ppo=dataclasses.replace(_CONTROL_PPO, n_steps=200, gamma=0.9),
+            n_envs=8,
+            total_timesteps=200_000,
+        ),
+    ),
+    "MountainCarContinuousNoVel-v0": Preset(
+        summary="Rock a car up a hill without seeing its velocity.",
+        config=TrainConfig(
+            env_id="MountainCarContinuousNoVel-v0",
+            ppo=dataclasses.replace(_CONTROL_PPO, learning_rate=3e-4, use_sde=True, gamma=0.999, ent_coef=0.0),
+            n_envs=8,
+            total_timesteps=200_000,
+        ),
+    ),
+    "LunarLanderNoVel-v3": Preset(
+        summary="Land a rocket without seeing any velocity.",
+        config=TrainConfig(
+            env_id="LunarLanderNoVel-v3",
+            ppo=dataclasses.replace(_CONTROL_PPO, learning_rate=5e-4, n_epochs=4, gamma=0.999, ent_coef=0.01),
+            n_envs=16,
+            total_timesteps=1_000_000,
+        ),
+    ),
+    "fwp/TMaze-v0": Preset(
+        summary="Remember one cue until the end of a corridor; tiny and vectorised.",
+        config=TrainConfig(
+            env_id="fwp/TMaze-v0", ppo=dataclasses.replace(_MINIGRID_PPO, n_steps=64), n_envs=32, total_timesteps=300_000
+        ),
+    ),
+    "fwp/RepeatPrevious-v0": Preset(
+        summary="Say what was shown a few steps ago; tiny and vectorised.",
+        config=TrainConfig(
+            env_id="fwp/RepeatPrevious-v0",
+            ppo=dataclasses.replace(_MINIGRID_PPO, n_steps=64),
+            n_envs=32,
+            total_timesteps=500_000,
+        ),
+    ),
+    "generic": Preset(
+        summary="Default for any other Gymnasium id.",
+        config=TrainConfig(
+            env_id="CartPole-v1", ppo=PPOConfig(learning_rate=5e-4), n_envs=8, total_timesteps=500_000
+        ),
+    ),
+    "debug": Preset(
+        summary="Runs through everything in seconds; learns nothing worth having.",
+        config=TrainConfig(
+            env_id="fwp/RepeatPrevious-v0",
+            ppo=PPOConfig(n_steps=32, n_epochs=1),
+            n_envs=4,
+            total_timesteps=512,
+            eval_every=256,
+            eval_episodes=4,
+        ),
+    ),
+}
+
+
+def presets() -> Mapping[str, Preset]:
+    """All presets by name (read-only)."""
+    return MappingProxyType(_PRESETS)
+
+
+def preset_named(name: str) -> Preset:
+    """The preset called `name`; UsageError with the nearest names if there is none."""
+    if name not in _PRESETS:
+        near = difflib.get_close_matches(name, _PRESETS, n=3, cutoff=0.5) or list(_PRESETS)
+        raise UsageError(f"unknown preset {name!r}: nearest are {', '.join(near)}")
+    return _PRESETS[name]
+
+
+def preset_for(env_id: str) -> str:
+    """The name of the preset that `env_id` gets when none is asked for."""
+    if env_id in _PRESETS:
+        return env_id
+    return "minigrid" if _is_minigrid(env_id) else "generic"
+
+
+def preset_config(env_id: str | None, preset: str | None) -> TrainConfig:
+    """The config that the command line starts from. Environment options go with the task that they belong to."""
+    name = preset or preset_for(env_id or TrainConfig().env_id)
+    config = preset_named(name).config
+    if env_id is None or env_id == config.env_id:
+        return config
+    options = config.env_options if _is_minigrid(env_id) and _is_minigrid(config.env_id) else {}
+    return dataclasses.replace(config, env_id=env_id, env_options=options)
+
+
+def _is_minigrid(env_id: str) -> bool:
+    return env_id.startswith(("MiniGrid-", "BabyAI-"))
