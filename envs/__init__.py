@@ -4,25 +4,40 @@
 
     env = envs.make("MiniGrid-MemoryS11-v0", actions="moves")
     env = envs.make("fwp/TMaze-v0", length=20)
+    tasks = envs.make_vector("fwp/TMaze-v0", 64, length=20)
 
 Importing this package registers our environments with Gymnasium.
 """
 
+import copy
+import functools
+import inspect
 from typing import Any
 
 import gymnasium
 
+from envs.masked_control import MASKED_TASKS, make_masked
 from envs.registry import (
-    TASKS,
     MissingDependencyError,
-    Task,
     UnknownEnvironmentError,
     check_options,
-    make_registered,
+    missing_dependency,
+    option_names,
     resolve,
 )
+from envs.task import VectorTask, make_task_env, make_task_vector_env
+from envs.tasks import TASKS, VECTOR_TASKS, Task
 
-__all__ = ["TASKS", "MissingDependencyError", "Task", "UnknownEnvironmentError", "make", "resolve"]
+__all__ = [
+    "TASKS",
+    "MissingDependencyError",
+    "Task",
+    "UnknownEnvironmentError",
+    "VectorTask",
+    "make",
+    "make_vector",
+    "resolve",
+]
 
 _MINIGRID_PREFIXES = ("MiniGrid-", "BabyAI-", "fwp/MiniGrid-")
 
@@ -30,14 +45,57 @@ _MINIGRID_PREFIXES = ("MiniGrid-", "BabyAI-", "fwp/MiniGrid-")
 def make(env_id: str, *, render_mode: str | None = None, **options: Any) -> gymnasium.Env:
     """The environment of that name, for training, evaluation and rendering alike.
 
-    A name without a version means the newest one. `options` are the environment's own: those of `TASKS` for our tasks,
+    A name without a version means the newest one. `options` are the environment's own: those in `TASKS` for our tasks,
     `envs.minigrid.MiniGridOptions` for MiniGrid and BabyAI, the constructor's for everything else that is registered
     with Gymnasium, which passes through `gymnasium.make`.
     """
     env_id = resolve(env_id)
-    if env_id.startswith(_MINIGRID_PREFIXES):
-        from envs import minigrid  # half a second of imports that no other environment needs
+    with missing_dependency(env_id):
+        if env_id.startswith(_MINIGRID_PREFIXES):
+            from envs import minigrid  # half a second of imports that no other environment needs
 
-        check_options(env_id, options, minigrid.task_options(env_id))
-        return minigrid.make_minigrid(env_id, render_mode=render_mode, **options)
-    return make_registered(env_id, render_mode=render_mode, options=options)
+            check_options(env_id, options, minigrid.task_options(env_id))
+            return minigrid.make_minigrid(env_id, render_mode=render_mode, **options)
+        if env_id in VECTOR_TASKS:
+            check_options(env_id, options, _task_options(env_id))
+            return _labelled(make_task_env(VECTOR_TASKS[env_id], render_mode=render_mode, **options), env_id, options)
+        if env_id in MASKED_TASKS:
+            check_options(env_id, options, option_names(MASKED_TASKS[env_id].full_id))
+            return make_masked(env_id, render_mode=render_mode, **options)
+        check_options(env_id, options, option_names(env_id))
+        return gymnasium.make(env_id, render_mode=render_mode, **options)
+
+
+def make_vector(env_id: str, n_envs: int, **options: Any) -> VectorTask | None:
+    """`n_envs` copies of one of our NumPy tasks in one object; None for an environment that has no such form."""
+    env_id = resolve(env_id)
+    if env_id not in VECTOR_TASKS:
+        return None
+    check_options(env_id, options, _task_options(env_id))
+    return VECTOR_TASKS[env_id](n_envs, **options)
+
+
+def _task_options(env_id: str) -> list[str]:
+    return [name for name in inspect.signature(VECTOR_TASKS[env_id]).parameters if name != "n_envs"]
+
+
+def _labelled(env: gymnasium.Env, env_id: str, options: dict[str, Any]) -> gymnasium.Env:
+    """With the spec that `gymnasium.make` would have given it."""
+    env.spec = copy.deepcopy(gymnasium.spec(env_id))
+    env.spec.kwargs.update(options)
+    return env
+
+
+def _register() -> None:
+    for env_id, task_class in VECTOR_TASKS.items():
+        gymnasium.register(
+            env_id,
+            entry_point=functools.partial(make_task_env, task_class),
+            vector_entry_point=functools.partial(make_task_vector_env, task_class),
+        )
+    gymnasium.register("fwp/MiniGrid-TMaze-v0", entry_point="envs.minigrid:make_tmaze")
+    for env_id in MASKED_TASKS.keys() - gymnasium.registry.keys():  # RL Zoo has the same names
+        gymnasium.register(env_id, entry_point=functools.partial(make_masked, env_id))
+
+
+_register()

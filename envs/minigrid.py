@@ -24,11 +24,13 @@ from minigrid.minigrid_env import MiniGridEnv
 from envs._minigrid_engine import FastMiniGridEnv
 from envs._minigrid_mission import MissionEncoder, mission_encoder
 from envs._minigrid_view import EMPTY, N_CODES
+from envs.minigrid_tmaze import MiniGridTMaze
 
 Observation = Literal["onehot", "symbolic", "rgb"]
 Actions = Literal["all", "moves"]
 Mission = Literal["auto", "drop", "tokens"]
 
+_OWN_CLASSES: dict[str, type[MiniGridEnv]] = {"fwp/MiniGrid-TMaze-v0": MiniGridTMaze}
 _MOVES = 3  # left, right, forward
 _MIN_PIXELS = 36  # side of the smallest image that Stable-Baselines3's convolutional network takes
 
@@ -70,9 +72,14 @@ OPTION_NAMES = tuple(field.name for field in fields(MiniGridOptions))
 def make_minigrid(env_id: str, *, render_mode: str | None = None, **options: Any) -> gymnasium.Env:
     """The registered MiniGrid or BabyAI task with `MiniGridOptions`; other options go to the task itself."""
     spec = gymnasium.spec(env_id)
-    env = make_task(load_env_creator(spec.entry_point), render_mode=render_mode, **{**spec.kwargs, **options})
+    env = make_task(_stock_class(env_id), render_mode=render_mode, **{**spec.kwargs, **options})
     env.spec = spec
     return env
+
+
+def make_tmaze(*, render_mode: str | None = None, **options: Any) -> gymnasium.Env:
+    """`MiniGridTMaze` with `MiniGridOptions`: what `gymnasium.make` calls."""
+    return make_task(MiniGridTMaze, render_mode=render_mode, **options)
 
 
 def make_task(stock_class: type[MiniGridEnv], *, render_mode: str | None = None, **options: Any) -> gymnasium.Env:
@@ -80,15 +87,22 @@ def make_task(stock_class: type[MiniGridEnv], *, render_mode: str | None = None,
     ours = MiniGridOptions(**{name: options.pop(name) for name in OPTION_NAMES if name in options})
     if ours.max_steps is not None:
         options["max_steps"] = ours.max_steps
+    if ours.view_size is not None:
+        options["agent_view_size"] = ours.view_size
     return _task_class(stock_class)(ours, render_mode=render_mode, **options)
 
 
 def task_options(env_id: str) -> tuple[str, ...]:
     """Names of the options that the task takes: `MiniGridOptions` and those of the task's own class."""
-    stock_class = load_env_creator(gymnasium.spec(env_id).entry_point)
-    own = inspect.signature(stock_class.__init__).parameters.values()
-    named = (p.name for p in own if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "self")
-    return tuple(dict.fromkeys((*OPTION_NAMES, *named)))
+    own = inspect.signature(_stock_class(env_id)).parameters.values()
+    named = [parameter.name for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]
+    return tuple(dict.fromkeys((*OPTION_NAMES, *(name for name in named if name != "agent_view_size"))))
+
+
+def _stock_class(env_id: str) -> type[MiniGridEnv]:
+    if env_id in _OWN_CLASSES:
+        return _OWN_CLASSES[env_id]
+    return load_env_creator(gymnasium.spec(env_id).entry_point)
 
 
 class _MiniGridTask(FastMiniGridEnv):
@@ -96,8 +110,6 @@ class _MiniGridTask(FastMiniGridEnv):
 
     def __init__(self, options: MiniGridOptions, **stock_options: Any) -> None:
         super().__init__(**stock_options)
-        if options.view_size is not None:
-            self.agent_view_size = options.view_size
         if options.actions == "moves":
             self.action_space = spaces.Discrete(_MOVES)
         self._observation = options.observation

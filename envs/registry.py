@@ -1,13 +1,11 @@
 """Names of environments: which there are, which one is meant, and what to say when there is none."""
 
+import contextlib
 import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import gymnasium
 from gymnasium.envs.registration import load_env_creator
@@ -22,33 +20,6 @@ class UnknownEnvironmentError(ValueError):
 
 class MissingDependencyError(ImportError):
     """The environment needs a package that is not installed; the message says which."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """One of our own environments, in words."""
-
-    id: str
-    description: str
-    isolates: str
-    options: tuple[str, ...]
-
-
-_MINIGRID_OPTIONS = ("view_size", "observation", "actions", "mission", "max_steps")
-
-TASKS: Mapping[str, Task] = MappingProxyType(
-    {
-        task.id: task
-        for task in (
-            Task(
-                id="fwp/MiniGrid-TMaze-v0",
-                description="walk down a corridor in MiniGrid and turn to the side that the object at the start told",
-                isolates="retention of one bit, with navigation",
-                options=(*_MINIGRID_OPTIONS, "length"),
-            ),
-        )
-    }
-)
 
 
 def known_ids() -> list[str]:
@@ -75,32 +46,32 @@ def resolve(env_id: str) -> str:
     raise UnknownEnvironmentError(f"unknown environment {env_id!r}{_did_you_mean(env_id, ids)}")
 
 
-def check_options(env_id: str, options: Iterable[str], allowed: Iterable[str]) -> None:
-    """Raise `ValueError` for the first option that the environment does not take."""
-    allowed = list(allowed)
+def check_options(env_id: str, options: Iterable[str], allowed: Sequence[str] | None) -> None:
+    """Raise `ValueError` for the first option that the environment does not take; None allows all."""
+    if allowed is None:
+        return
     for name in options:
         if name not in allowed:
             known = f"it takes {', '.join(allowed)}" if allowed else "it takes none"
             raise ValueError(f"{env_id} has no option {name!r}{_did_you_mean(name, allowed)}; {known}")
 
 
-def option_names(env_id: str) -> tuple[str, ...] | None:
+def option_names(env_id: str) -> list[str] | None:
     """Names of the keyword arguments that a registered environment takes; None if it takes any."""
-    parameters = inspect.signature(load_env_creator(gymnasium.spec(env_id).entry_point)).parameters.values()
+    with missing_dependency(env_id):
+        parameters = inspect.signature(load_env_creator(gymnasium.spec(env_id).entry_point)).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
-    return tuple(parameter.name for parameter in parameters if parameter.name != "self")
+    return [parameter.name for parameter in parameters if parameter.name not in ("self", "render_mode")]
 
 
-def make_registered(env_id: str, *, render_mode: str | None, options: Mapping[str, Any]) -> gymnasium.Env:
-    """`gymnasium.make`, with errors that say what to do."""
-    allowed = option_names(env_id)
-    if allowed is not None:
-        check_options(env_id, options, [name for name in allowed if name != "render_mode"])
+@contextlib.contextmanager
+def missing_dependency(env_id: str) -> Iterator[None]:
+    """Turn Gymnasium's complaint about a package that is not installed into ours."""
     try:
-        return gymnasium.make(env_id, render_mode=render_mode, **options)
+        yield
     except gymnasium.error.DependencyNotInstalled as error:
-        raise MissingDependencyError(f"{env_id}: {error}") from error
+        raise MissingDependencyError(f"{env_id} cannot run here: {error}") from error
 
 
 def _did_you_mean(name: str, choices: Iterable[str]) -> str:

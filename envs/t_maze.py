@@ -1,0 +1,182 @@
+"""T-mazes in a row: retention of one bit over a corridor, and overwriting it in the next."""
+
+import numpy as np
+from gymnasium import spaces
+from typing_extensions import override
+
+from envs import _drawing as draw
+from envs.task import Outcome, VectorTask
+
+_FORWARD, _LEFT, _RIGHT = range(3)
+_PICTURE_WIDTH = 720
+
+
+class TMaze(VectorTask):
+    """Read a cue, walk down a corridor, turn to the side that the cue told; `n_corridors` times.
+
+    Description: the passive T-maze (Bakker 2001; Ni et al. 2023), and with several corridors the endless T-maze
+    (Shchendrigin et al. 2026), in which every correct turn leads into the next corridor with a new cue, and the old one
+    has to be overwritten. The first cell of a corridor shows the cue, its last one is the junction.
+
+    Action space: `Discrete(3)`: forward, left, right. Turning does nothing before the junction, and going forward does
+    nothing at it.
+
+    Observation space: `Box(0, 1, (4,))`: cue left, cue right, junction, and a constant 1. The cue is on only in the
+    first cell.
+
+    Rewards: 1 / n_corridors for a correct turn, so that a perfect episode returns 1.
+
+    Starting state: the first cell of the first corridor; each cue left or right with equal probability; with `uniform`
+    each corridor's length uniform in 1..length, else `length`.
+
+    Episode end: terminated by a wrong turn or by the last correct one (success); truncated after
+    2 * n_corridors * (length + 1) steps, twice what is needed.
+
+    Arguments: `length`, steps from the first cell to the junction (default 10); `n_corridors` (default 1); `uniform`
+    (default False).
+
+    Anchors: optimal 1. Memoryless (1 - 2**-n_corridors) / n_corridors: all junctions look alike, so each turn is right
+    half of the time, and any return beyond that needs the turns before it to have been right. Random: `anchors()`
+    computes it.
+    """
+
+    def __init__(self, n_envs: int, *, length: int = 10, n_corridors: int = 1, uniform: bool = False) -> None:
+        super().__init__(n_envs)
+        for name, value in (("length", length), ("n_corridors", n_corridors)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+        self.length, self.n_corridors, self.uniform = length, n_corridors, uniform
+        self.max_steps = 2 * n_corridors * (length + 1)
+        self.observation_space = spaces.Box(0.0, 1.0, (4,), np.float32)
+        self.action_space = spaces.Discrete(3)
+        self._sides = np.zeros((n_envs, n_corridors), np.int64)  # the correct turn of each corridor
+        self._lengths = np.full((n_envs, n_corridors), length)
+        self._corridor = np.zeros(n_envs, np.int64)
+        self._side = np.zeros(n_envs, np.int64)  # of the present corridor
+        self._junction = np.zeros(n_envs, np.int64)
+        self._position = np.zeros(n_envs, np.int64)
+        self._steps = np.zeros(n_envs, np.int64)
+        self._turn = np.zeros(n_envs, np.int64)  # the last turn taken, 0 for none: for the picture
+
+    @override
+    def begin(self, rows: np.ndarray) -> None:
+        for row in rows:
+            rng = self.rngs[row]
+            self._sides[row] = rng.integers(_LEFT, _RIGHT, size=self.n_corridors, endpoint=True)
+            if self.uniform:
+                self._lengths[row] = rng.integers(1, self.length, size=self.n_corridors, endpoint=True)
+        self._corridor[rows] = 0
+        self._steps[rows] = 0
+        self._turn[rows] = 0
+        self._enter_corridor(rows)
+
+    @override
+    def advance(self, actions: np.ndarray) -> Outcome:
+        self._steps += 1
+        at_junction = self._position == self._junction
+        turned = at_junction & (actions != _FORWARD)
+        correct = turned & (actions == self._side)
+        self._turn = np.where(turned, actions, 0)
+        success = correct & (self._corridor == self.n_corridors - 1)
+        self._position += ~at_junction & (actions == _FORWARD)
+        moves_on = np.flatnonzero(correct & ~success)
+        if len(moves_on):
+            self._corridor[moves_on] += 1
+            self._enter_corridor(moves_on)
+        terminated = success | (turned & ~correct)
+        truncated = ~terminated & (self._steps >= self.max_steps)
+        return Outcome(self.observe(), correct / self.n_corridors, terminated, truncated, success)
+
+    @override
+    def observe(self) -> np.ndarray:
+        observations = np.zeros((self.n_envs, 4), np.float32)
+        at_start = self._position == 0
+        observations[:, 0] = at_start & (self._side == _LEFT)
+        observations[:, 1] = at_start & (self._side == _RIGHT)
+        observations[:, 2] = self._position == self._junction
+        observations[:, 3] = 1.0
+        return observations
+
+    @override
+    def anchors(self) -> dict[str, float]:
+        memoryless = (1 - 0.5**self.n_corridors) / self.n_corridors
+        return {"optimal": 1.0, "memoryless": memoryless, "random": self._random_return()}
+
+    @override
+    def oracle_actions(self) -> np.ndarray:
+        return np.where(self._position == self._junction, self._side, _FORWARD)
+
+    @override
+    def memoryless_actions(self, observations: np.ndarray) -> np.ndarray:
+        return np.where(observations[:, 2] == 1, _LEFT, _FORWARD)
+
+    @override
+    def render(self, row: int = 0) -> np.ndarray:
+        cell = float(np.clip(_PICTURE_WIDTH / (self.length + 3), 6, 56))
+        width, height = round(cell * (self.length + 3)), round(24 + 3.4 * cell)
+        canvas = draw.Canvas(width, height)
+        self._draw_progress(canvas, row)
+        junction = int(self._junction[row])
+        middle = height - 1.7 * cell
+
+        def tile(column: float, row_offset: float, color: draw.Color) -> None:
+            x, y = (column + 1) * cell, middle + row_offset * cell
+            canvas.rectangle(
+                x - 0.46 * cell, y - 0.46 * cell, x + 0.46 * cell, y + 0.46 * cell, color, radius=0.1 * cell
+            )
+
+        for column in range(junction + 1):
+            tile(column, 0, draw.FLOOR)
+        turn, side = int(self._turn[row]), int(self._side[row])
+        arrived = turn and self._position[row] == junction  # the episode ended in an arm
+        for arm in (_LEFT, _RIGHT):
+            entered = draw.GOOD if arm == side else draw.BAD
+            tile(junction, _offset(arm), entered if arrived and arm == turn else draw.FAINT)
+        is_seen = self._position[row] == 0
+        canvas.arrow(
+            cell,
+            middle + _offset(side) * cell,
+            0.8 * cell,
+            (0, _offset(side)),
+            draw.CUE if is_seen else draw.FAINT,
+        )
+        agent_y = middle + (_offset(turn) * cell if arrived else 0)
+        canvas.disc((float(self._position[row]) + 1) * cell, agent_y, 0.3 * cell, draw.AGENT)
+        return canvas.picture()
+
+    def _enter_corridor(self, rows: np.ndarray) -> None:
+        corridors = self._corridor[rows]
+        self._side[rows] = self._sides[rows, corridors]
+        self._junction[rows] = self._lengths[rows, corridors]
+        self._position[rows] = 0
+
+    def _draw_progress(self, canvas: draw.Canvas, row: int) -> None:
+        """A dot for each corridor: behind the agent, around it, ahead of it."""
+        spacing = min(16.0, (_PICTURE_WIDTH - 24) / self.n_corridors)
+        for corridor in range(self.n_corridors):
+            done, now = corridor < self._corridor[row], corridor == self._corridor[row]
+            color = draw.GOOD if done else draw.INK if now else draw.FAINT
+            canvas.disc(14 + corridor * spacing, 14, 0.3 * spacing, color)
+
+    def _random_return(self) -> float:
+        """Exact, over the probability of each (corridor, steps left to the junction)."""
+        start = np.zeros(self.length + 1)
+        start[1:] = 1 / self.length if self.uniform else 0.0
+        start[self.length] += 0.0 if self.uniform else 1.0
+        reached = np.zeros((self.n_corridors, self.length + 1))
+        reached[0] = start
+        expected = 0.0
+        for _ in range(self.max_steps):
+            correct = reached[:, 0] / 3
+            expected += correct.sum() / self.n_corridors
+            after = reached * 2 / 3
+            after[:, :-1] += reached[:, 1:] / 3
+            after[:, 0] -= reached[:, 0] / 3  # at the junction only forward stays
+            after[1:] += correct[:-1, None] * start
+            reached = after
+        return float(expected)
+
+
+def _offset(side: int) -> int:
+    """Rows from the corridor to the arm on that side; the agent walks to the right."""
+    return {_LEFT: -1, _RIGHT: 1}.get(side, 0)
