@@ -158,7 +158,7 @@ def _nothing_survives_a_start(memory: Memory, inputs: Tensor, state: State, star
                 t = dict(_starts(starts, last)).get(row, 0)
                 what = f"{junk} before the start of row {row} at t={t}" if starts[:, row].any() else f"{junk} elsewhere"
                 _require(torch.equal(after[t:, row], outputs[t:, row]), f"{what} changed the outputs after it")
-                same = map_state(lambda a, b, r=row: (a[r] == b[r]).all(), after_final, final)  # type: ignore[misc]
+                same = map_state(lambda a, b, r=row: (a[r] == b[r]).all(), after_final, final)
                 _require(all(state_leaves(same)), f"{what} changed the final state")
     everywhere = torch.ones(B, dtype=torch.bool)
     nothing = map_state(lambda leaf: torch.full_like(leaf, torch.nan), state)
@@ -184,7 +184,7 @@ def _state_matters(trial: Trial) -> None:
         return _past_does_not_matter(trial)
     outputs, _ = trial.memory.scan(trial.inputs, trial.state, trial.no_starts)
     for index, leaf in enumerate(state_leaves(trial.state)):
-        other = map_state(lambda x, leaf=leaf: x + torch.randn_like(x) if x is leaf else x, trial.state)  # type: ignore[misc]
+        other = map_state(lambda x, leaf=leaf: x + torch.randn_like(x) if x is leaf else x, trial.state)
         changed, _ = trial.memory.scan(trial.inputs, other, trial.no_starts)
         for row in range(B):
             differs = not torch.equal(changed[:, row], outputs[:, row])
@@ -407,5 +407,5 @@ def _gradients(loss: Tensor, inputs: Tensor, state: State) -> Iterator[tuple[Ten
 def _with_moved_parameters(memory: Memory) -> Memory:
     with torch.no_grad():
         for parameter in memory.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
     return memory

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = {"torch", "jaxtyping", "numpy", "fwp_rl"}
-COMPILERS = {"numba", "triton"}
+COMPILERS = {"numba", "llvmlite", "triton"}
 LEARNER = {"stable_baselines3", "sb3_contrib", "gymnasium", "safetensors"}
 APPLICATION = {"envs", "agents", "train"}
 
@@ -46,8 +46,6 @@ def complaint(path: Path, module: str, inside_function: bool) -> str | None:
         return _complaint_in_library(path, module, inside_function)
     if package == "envs" and name in {"torch", "stable_baselines3", "sb3_contrib", "fwp_rl", "agents"}:
         return "tasks know neither the learner nor torch"
-    if package == "envs" and name in COMPILERS:
-        return "tasks need no compiler"
     return None
 
 
