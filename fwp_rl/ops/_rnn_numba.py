@@ -7,6 +7,7 @@ Layout: weights `[from, to]` with contiguous columns, so that every inner loop r
 Loops are kept to few arrays each: LLVM gives up on vectorising when there are many to prove distinct.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -14,13 +15,19 @@ import numpy as np
 import torch  # before numba: the first to load OpenMP decides which copy both use
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional
 
 import numba  # isort: skip
 from numba import njit, prange, types  # isort: skip
-from numba.extending import overload  # isort: skip
+from llvmlite import ir  # isort: skip
+from numba.core import cgutils  # isort: skip
+from numba.extending import intrinsic, overload  # isort: skip
 
-# Without nnan and ninf: a number that diverged has to stay visible.
-FASTMATH = {"contract", "nsz", "arcp", "afn"}
+# fastmath without nnan and ninf: a number that diverged has to stay visible. The numpy error model, because a check for
+# division by zero keeps a loop from vectorising.
+FAST = {"cache": True, "error_model": "numpy", "fastmath": {"contract", "nsz", "arcp", "afn"}}
+PANEL_BYTES = 64
+"""Width of a panel of weights: two AVX2 registers, one of AVX-512, four of NEON."""
 SERIAL_BELOW = 4_000_000
 """Multiply-adds under which a second thread costs more than it brings (about 0.2 ms)."""
 
@@ -50,7 +57,7 @@ P4, P5, P6 = _float32(-8.60467152213735e-11, 2.00018790482477e-13, -2.7607684774
 Q0, Q1, Q2, Q3 = _float32(4.89352518554385e-03, 2.26843463243900e-03, 1.18534705686654e-04, 1.19825839466702e-06)
 
 
-@njit(fastmath=FASTMATH, cache=True, inline="always")
+@njit(inline="always", **FAST)
 def _tanh_float32(x):
     # Comparisons, not min and max: they let a NaN pass.
     x = LIMIT if x > LIMIT else x
@@ -77,79 +84,92 @@ def _overload_sigmoid(x):
 # -------------------------------------------------------------------------------------------------- building blocks
 
 
-@njit(fastmath=FASTMATH, cache=True)
-def _add_product(out, first, a, weight, num_rows):
-    """out[first + r] += a[r] @ weight, for num_rows rows r."""
-    row = 0
-    while num_rows - row >= 4:
-        _add_product_4(out[first + row : first + row + 4], a[row : row + 4], weight)
-        row += 4
-    while num_rows - row >= 2:
-        _add_product_2(out[first + row : first + row + 2], a[row : row + 2], weight)
-        row += 2
-    if num_rows > row:
-        _add_product_1(out[first + row], a[row], weight)
+def _tile(num_rows: int, num_chains: int) -> Callable:
+    """Intrinsic `tile(out, a, panel, column)`: out[:, column : column + width] = a @ panel, for `num_rows` rows.
+
+    The sums stay in vector registers over the whole depth, which loops over arrays cannot express: twice as fast as
+    those. `num_chains` independent sums per row hide the latency of an addition where there are few rows.
+    """
+
+    @intrinsic
+    def tile(typing_context, out, a, panel, column):
+        def generate(context, builder, signature, arguments):
+            element = context.get_value_type(signature.args[0].dtype)
+            size = context.get_abi_sizeof(element)
+            width = PANEL_BYTES // size
+            vector, index = ir.VectorType(element, width), ir.IntType(64)
+            zeros, lanes = ir.Constant(vector, [0.0] * width), ir.Constant(ir.VectorType(ir.IntType(32), width), None)
+            out, a, panel = (
+                context.make_array(kind)(context, builder, value)
+                for kind, value in zip(signature.args[:3], arguments[:3], strict=True)
+            )
+            out_rows, a_rows = (
+                [builder.gep(array.data, [builder.mul(stride, index(row))]) for row in range(num_rows)]
+                for array, stride in ((x, cgutils.unpack_tuple(builder, x.shape)[1]) for x in (out, a))
+            )
+            sums = [[cgutils.alloca_once_value(builder, zeros) for _ in range(num_chains)] for _ in range(num_rows)]
+
+            def add_products(i, chain):
+                address = builder.gep(panel.data, [builder.mul(i, index(width))])
+                weights = builder.load(builder.bitcast(address, vector.as_pointer()), align=size)
+                for row in range(num_rows):
+                    value = builder.insert_element(zeros, builder.load(builder.gep(a_rows[row], [i])), ir.IntType(32)(0))
+                    product = builder.fmul(builder.shuffle_vector(value, zeros, lanes), weights, flags=["contract"])
+                    total = builder.fadd(builder.load(sums[row][chain]), product, flags=["contract"])
+                    builder.store(total, sums[row][chain])
+
+            depth = cgutils.unpack_tuple(builder, panel.shape)[0]
+            even = builder.sub(depth, builder.urem(depth, index(num_chains)))
+            with cgutils.for_range_slice(builder, index(0), even, index(num_chains), index) as (i, _):
+                for chain in range(num_chains):
+                    add_products(builder.add(i, index(chain)), chain)
+            with cgutils.for_range_slice(builder, even, depth, index(1), index) as (i, _):
+                add_products(i, 0)
+            for row in range(num_rows):
+                total = functools.reduce(builder.fadd, [builder.load(chain) for chain in sums[row]])
+                address = builder.bitcast(builder.gep(out_rows[row], [arguments[3]]), vector.as_pointer())
+                builder.store(total, address, align=size)
+
+        return types.void(out, a, panel, column), generate
+
+    return tile
 
 
-@njit(fastmath=FASTMATH, cache=True)
-def _add_product_4(out, a, weight):
-    depth, width = weight.shape
-    out0, out1, out2, out3 = out[0], out[1], out[2], out[3]
-    for i in range(0, depth - 1, 2):
-        a00, a10, a20, a30 = a[0, i], a[1, i], a[2, i], a[3, i]
-        a01, a11, a21, a31 = a[0, i + 1], a[1, i + 1], a[2, i + 1], a[3, i + 1]
-        weight0, weight1 = weight[i], weight[i + 1]
-        for j in range(width):
-            out0[j] += a00 * weight0[j] + a01 * weight1[j]
-            out1[j] += a10 * weight0[j] + a11 * weight1[j]
-            out2[j] += a20 * weight0[j] + a21 * weight1[j]
-            out3[j] += a30 * weight0[j] + a31 * weight1[j]
-    if depth % 2:
-        for row in range(4):
-            _add_product_1(out[row], a[row, depth - 1 :], weight[depth - 1 :])
+_tile_of_4, _tile_of_2, _tile_of_1 = _tile(4, 1), _tile(2, 2), _tile(1, 4)
 
 
-@njit(fastmath=FASTMATH, cache=True)
-def _add_product_2(out, a, weight):
-    depth, width = weight.shape
-    out0, out1 = out[0], out[1]
-    for i in range(0, depth - 3, 4):
-        a00, a01, a02, a03 = a[0, i], a[0, i + 1], a[0, i + 2], a[0, i + 3]
-        a10, a11, a12, a13 = a[1, i], a[1, i + 1], a[1, i + 2], a[1, i + 3]
-        weight0, weight1, weight2, weight3 = weight[i], weight[i + 1], weight[i + 2], weight[i + 3]
-        for j in range(width):
-            out0[j] += (a00 * weight0[j] + a01 * weight1[j]) + (a02 * weight2[j] + a03 * weight3[j])
-            out1[j] += (a10 * weight0[j] + a11 * weight1[j]) + (a12 * weight2[j] + a13 * weight3[j])
-    rest = depth - depth % 4
-    for row in range(2):
-        _add_product_1(out[row], a[row, rest:], weight[rest:])
+@njit(**FAST)
+def _product(out, a, panels):
+    """out[r] = a[r] @ weight for the rows of `a`; `out` is as wide as all panels."""
+    num_rows = a.shape[0]
+    width = panels.shape[2]
+    for panel in range(panels.shape[0]):
+        row = 0
+        while num_rows - row >= 4:
+            _tile_of_4(out[row:], a[row:], panels[panel], panel * width)
+            row += 4
+        if num_rows - row >= 2:
+            _tile_of_2(out[row:], a[row:], panels[panel], panel * width)
+            row += 2
+        if num_rows > row:
+            _tile_of_1(out[row:], a[row:], panels[panel], panel * width)
 
 
-@njit(fastmath=FASTMATH, cache=True)
-def _add_product_1(out, a, weight):
-    depth, width = weight.shape
-    for i in range(0, depth - 3, 4):
-        a0, a1, a2, a3 = a[i], a[i + 1], a[i + 2], a[i + 3]
-        weight0, weight1, weight2, weight3 = weight[i], weight[i + 1], weight[i + 2], weight[i + 3]
-        for j in range(width):
-            out[j] += (a0 * weight0[j] + a1 * weight1[j]) + (a2 * weight2[j] + a3 * weight3[j])
-    for i in range(depth - depth % 4, depth):
-        a0 = a[i]
-        weight0 = weight[i]
-        for j in range(width):
-            out[j] += a0 * weight0[j]
-
-
-@njit(fastmath=FASTMATH, cache=True)
+@njit(**FAST)
 def _apply_tanh(x):
     for j in range(x.size):
         x[j] = tanh(x[j])
 
 
-@njit(fastmath=FASTMATH, cache=True)
+@njit(**FAST)
 def _apply_sigmoid(x):
     for j in range(x.size):
         x[j] = sigmoid(x[j])
+
+
+@njit(**FAST)
+def _scratch(rows, panels):
+    return np.empty((rows, panels.shape[0] * panels.shape[2]), panels.dtype)
 
 
 @njit(cache=True)
@@ -166,22 +186,22 @@ def _previous(current, initial, episode_starts, t, row, out):
 # -------------------------------------------------------------------------------------------------------------- lstm
 
 
-@njit(fastmath=FASTMATH, cache=True)
-def _lstm_forward_rows(begin, end, projected, weight, bias, h0, c0, episode_starts, gates, cells, outputs):
+@njit(**FAST)
+def _lstm_forward_rows(begin, end, projected, panels, bias, h0, c0, episode_starts, gates, cells, outputs):
     num_steps, _, size = outputs.shape
     rows = end - begin
     h, c = h0[begin:end].copy(), c0[begin:end].copy()
+    recurrent = _scratch(rows, panels)
     for t in range(num_steps):
         for r in range(rows):
             if episode_starts[t, begin + r]:
                 h[r] = 0
                 c[r] = 0
-            gate, inputs = gates[t, begin + r], projected[t, begin + r]
-            for j in range(4 * size):
-                gate[j] = inputs[j] + bias[j]
-        _add_product(gates[t], begin, h, weight, rows)
+        _product(recurrent, h, panels)
         for r in range(rows):
-            gate = gates[t, begin + r]
+            gate, inputs, summand = gates[t, begin + r], projected[t, begin + r], recurrent[r]
+            for j in range(4 * size):
+                gate[j] = inputs[j] + bias[j] + summand[j]
             _apply_sigmoid(gate[: 2 * size])
             _apply_tanh(gate[2 * size : 3 * size])
             _apply_sigmoid(gate[3 * size :])
@@ -190,7 +210,7 @@ def _lstm_forward_rows(begin, end, projected, weight, bias, h0, c0, episode_star
             outputs[t, begin + r] = h[r]
 
 
-@njit(fastmath=FASTMATH, cache=True)
+@njit(**FAST)
 def _lstm_output(gate, c, h):
     size = c.size
     i, f, g, o = gate[:size], gate[size : 2 * size], gate[2 * size : 3 * size], gate[3 * size :]
@@ -200,13 +220,13 @@ def _lstm_output(gate, c, h):
         h[j] = o[j] * tanh(c[j])
 
 
-@njit(fastmath=FASTMATH, cache=True)
+@njit(**FAST)
 def _lstm_backward_rows(
-    begin, end, weight, h0, c0, episode_starts, gates, cells, outputs, d_outputs, d_h, d_c, d_gates, previous_h
+    begin, end, panels, h0, c0, episode_starts, gates, cells, outputs, d_outputs, d_h, d_c, d_gates, previous_h
 ):
     num_steps, _, size = outputs.shape
-    rows = end - begin
     previous_c = np.empty(size, c0.dtype)
+    products = _scratch(end - begin, panels)
     for t in range(num_steps - 1, -1, -1):
         for r in range(begin, end):
             _previous(outputs, h0, episode_starts, t, r, previous_h[t, r])
@@ -215,15 +235,16 @@ def _lstm_backward_rows(
             for j in range(size):
                 d_row[j] += d_output[j]
             _lstm_gate_gradients(gates[t, r], cells[t, r], previous_c, d_row, d_c[r], d_gates[t, r])
-            d_row[:] = 0
-        _add_product(d_h, begin, d_gates[t, begin:end], weight, rows)
+        _product(products, d_gates[t, begin:end], panels)
         for r in range(begin, end):
             if episode_starts[t, r]:
                 d_h[r] = 0
                 d_c[r] = 0
+            else:
+                d_h[r] = products[r - begin, :size]
 
 
-@njit(fastmath=FASTMATH, cache=True)
+@njit(**FAST)
 def _lstm_gate_gradients(gate, cell, previous_c, d_h, d_c, d_gate):
     """d_gate from the gradient of h; d_c turns from the gradient of c to that of the previous c."""
     size = cell.size
@@ -245,14 +266,14 @@ def _lstm_gate_gradients(gate, cell, previous_c, d_h, d_c, d_gate):
 
 
 @njit(parallel=True, cache=True)
-def _lstm_forward_parallel(num_parts, batch_size, arrays):
+def _lstm_forward(num_parts, batch_size, arrays):
     for part in prange(num_parts):
         begin, end = part * batch_size // num_parts, (part + 1) * batch_size // num_parts
         _lstm_forward_rows(begin, end, *arrays)
 
 
 @njit(parallel=True, cache=True)
-def _lstm_backward_parallel(num_parts, batch_size, arrays):
+def _lstm_backward(num_parts, batch_size, arrays):
     for part in prange(num_parts):
         begin, end = part * batch_size // num_parts, (part + 1) * batch_size // num_parts
         _lstm_backward_rows(begin, end, *arrays)
@@ -272,9 +293,8 @@ class _LSTMScan(torch.autograd.Function):
         gates = torch.empty_like(projected)
         cells = projected.new_empty(*projected.shape[:2], weight_hh.shape[1])
         outputs = torch.empty_like(cells)
-        run = (_lstm_forward_rows, _lstm_forward_parallel)
-        arrays = (projected, weight_hh.t().contiguous(), bias_hh, h0, c0, episode_starts, gates, cells, outputs)
-        _launch(run, projected.shape[1], _work(projected, weight_hh), arrays)
+        arrays = (projected, _panels(weight_hh.t()), bias_hh, h0, c0, episode_starts, gates, cells, outputs)
+        _launch(_lstm_forward, projected.shape[1], _work(projected, weight_hh), arrays)
         ctx.save_for_backward(weight_hh, h0, c0, episode_starts, gates, cells, outputs)
         ctx.set_materialize_grads(False)
         return outputs, outputs[-1].clone(), cells[-1].clone()
@@ -287,9 +307,8 @@ class _LSTMScan(torch.autograd.Function):
         weight_hh, h0, c0, episode_starts, gates, cells, outputs = ctx.saved_tensors
         d_outputs, d_h, d_c = _gradient(d_outputs, outputs), _own_gradient(d_h, h0), _own_gradient(d_c, c0)
         d_gates, previous_h = torch.empty_like(gates), torch.empty_like(outputs)
-        run = (_lstm_backward_rows, _lstm_backward_parallel)
-        saved = (weight_hh, h0, c0, episode_starts, gates, cells, outputs)
-        _launch(run, gates.shape[1], _work(gates, weight_hh), (*saved, d_outputs, d_h, d_c, d_gates, previous_h))
+        saved = (_panels(weight_hh), h0, c0, episode_starts, gates, cells, outputs)
+        _launch(_lstm_backward, gates.shape[1], _work(gates, weight_hh), (*saved, d_outputs, d_h, d_c, d_gates, previous_h))
         d_weight, d_bias = _parameter_gradients(d_gates, previous_h)
         return d_gates, d_weight, d_bias, d_h, d_c, None
 
@@ -297,23 +316,26 @@ class _LSTMScan(torch.autograd.Function):
 # --------------------------------------------------------------------------------------------------------------- gru
 
 
-@njit(fastmath=FASTMATH, cache=True)
-def _gru_forward_rows(begin, end, projected, weight, bias, h0, episode_starts, gates, recurrent, outputs):
+@njit(**FAST)
+def _gru_forward_rows(begin, end, projected, panels, bias, h0, episode_starts, gates, recurrent, outputs):
     num_steps, _, size = outputs.shape
     rows = end - begin
     h = h0[begin:end].copy()
+    products = _scratch(rows, panels)
     for t in range(num_steps):
         for r in range(rows):
             if episode_starts[t, begin + r]:
                 h[r] = 0
-            recurrent[t, begin + r] = bias
-        _add_product(recurrent[t], begin, h, weight, rows)
+        _product(products, h, panels)
         for r in range(rows):
+            summand, product = recurrent[t, begin + r], products[r]
+            for j in range(3 * size):
+                summand[j] = product[j] + bias[j]
             _gru_output(projected[t, begin + r], recurrent[t, begin + r], gates[t, begin + r], h[r])
             outputs[t, begin + r] = h[r]
 
 
-@njit(fastmath=FASTMATH, cache=True)
+@njit(**FAST)
 def _gru_output(inputs, recurrent, gate, h):
     size = h.size
     r, z, n = gate[:size], gate[size : 2 * size], gate[2 * size :]
@@ -326,11 +348,12 @@ def _gru_output(inputs, recurrent, gate, h):
         h[j] = n[j] + z[j] * (h[j] - n[j])
 
 
-@njit(fastmath=FASTMATH, cache=True)
+@njit(**FAST)
 def _gru_backward_rows(
-    begin, end, weight, h0, episode_starts, gates, recurrent, outputs, d_outputs, d_h, d_gates, d_recurrent, previous_h
+    begin, end, panels, h0, episode_starts, gates, recurrent, outputs, d_outputs, d_h, d_gates, d_recurrent, previous_h
 ):
     num_steps, _, size = outputs.shape
+    products = _scratch(end - begin, panels)
     for t in range(num_steps - 1, -1, -1):
         for r in range(begin, end):
             _previous(outputs, h0, episode_starts, t, r, previous_h[t, r])
@@ -338,13 +361,17 @@ def _gru_backward_rows(
             for j in range(size):
                 d_row[j] += d_output[j]
             _gru_gate_gradients(gates[t, r], recurrent[t, r], previous_h[t, r], d_row, d_gates[t, r], d_recurrent[t, r])
-        _add_product(d_h, begin, d_recurrent[t, begin:end], weight, end - begin)
+        _product(products, d_recurrent[t, begin:end], panels)
         for r in range(begin, end):
+            d_row, product = d_h[r], products[r - begin]
             if episode_starts[t, r]:
-                d_h[r] = 0
+                d_row[:] = 0
+            else:
+                for j in range(size):
+                    d_row[j] += product[j]
 
 
-@njit(fastmath=FASTMATH, cache=True)
+@njit(**FAST)
 def _gru_gate_gradients(gate, recurrent, previous_h, d_h, d_gate, d_recurrent):
     """Gradients of both summands of the gates; d_h turns into its direct share for the previous h."""
     size = d_h.size
@@ -364,14 +391,14 @@ def _gru_gate_gradients(gate, recurrent, previous_h, d_h, d_gate, d_recurrent):
 
 
 @njit(parallel=True, cache=True)
-def _gru_forward_parallel(num_parts, batch_size, arrays):
+def _gru_forward(num_parts, batch_size, arrays):
     for part in prange(num_parts):
         begin, end = part * batch_size // num_parts, (part + 1) * batch_size // num_parts
         _gru_forward_rows(begin, end, *arrays)
 
 
 @njit(parallel=True, cache=True)
-def _gru_backward_parallel(num_parts, batch_size, arrays):
+def _gru_backward(num_parts, batch_size, arrays):
     for part in prange(num_parts):
         begin, end = part * batch_size // num_parts, (part + 1) * batch_size // num_parts
         _gru_backward_rows(begin, end, *arrays)
@@ -384,9 +411,8 @@ class _GRUScan(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         gates, recurrent = torch.empty_like(projected), torch.empty_like(projected)
         outputs = projected.new_empty(*projected.shape[:2], weight_hh.shape[1])
-        run = (_gru_forward_rows, _gru_forward_parallel)
-        arrays = (projected, weight_hh.t().contiguous(), bias_hh, h0, episode_starts, gates, recurrent, outputs)
-        _launch(run, projected.shape[1], _work(projected, weight_hh), arrays)
+        arrays = (projected, _panels(weight_hh.t()), bias_hh, h0, episode_starts, gates, recurrent, outputs)
+        _launch(_gru_forward, projected.shape[1], _work(projected, weight_hh), arrays)
         ctx.save_for_backward(weight_hh, h0, episode_starts, gates, recurrent, outputs)
         ctx.set_materialize_grads(False)
         return outputs, outputs[-1].clone()
@@ -398,9 +424,8 @@ class _GRUScan(torch.autograd.Function):
         d_outputs, d_h = _gradient(d_outputs, outputs), _own_gradient(d_h, h0)
         d_gates, d_recurrent = torch.empty_like(gates), torch.empty_like(gates)
         previous_h = torch.empty_like(outputs)
-        run = (_gru_backward_rows, _gru_backward_parallel)
-        arrays = (weight_hh, h0, episode_starts, gates, recurrent, outputs, d_outputs, d_h)
-        _launch(run, gates.shape[1], _work(gates, weight_hh), (*arrays, d_gates, d_recurrent, previous_h))
+        arrays = (_panels(weight_hh), h0, episode_starts, gates, recurrent, outputs, d_outputs, d_h)
+        _launch(_gru_backward, gates.shape[1], _work(gates, weight_hh), (*arrays, d_gates, d_recurrent, previous_h))
         d_weight, d_bias = _parameter_gradients(d_recurrent, previous_h)
         return d_gates, d_weight, d_bias, d_h, None
 
@@ -408,27 +433,28 @@ class _GRUScan(torch.autograd.Function):
 # --------------------------------------------------------------------------------------------------------------- rnn
 
 
-@njit(fastmath=FASTMATH, cache=True)
-def _rnn_forward_rows(begin, end, projected, weight, bias, h0, episode_starts, outputs):
+@njit(**FAST)
+def _rnn_forward_rows(begin, end, projected, panels, bias, h0, episode_starts, outputs):
     num_steps, _, size = outputs.shape
     rows = end - begin
     h = h0[begin:end].copy()
+    products = _scratch(rows, panels)
     for t in range(num_steps):
         for r in range(rows):
             if episode_starts[t, begin + r]:
                 h[r] = 0
-            output, inputs = outputs[t, begin + r], projected[t, begin + r]
-            for j in range(size):
-                output[j] = inputs[j] + bias[j]
-        _add_product(outputs[t], begin, h, weight, rows)
+        _product(products, h, panels)
         for r in range(rows):
-            _apply_tanh(outputs[t, begin + r])
-            h[r] = outputs[t, begin + r]
+            state, inputs, product = h[r], projected[t, begin + r], products[r]
+            for j in range(size):
+                state[j] = tanh(inputs[j] + bias[j] + product[j])
+            outputs[t, begin + r] = state
 
 
-@njit(fastmath=FASTMATH, cache=True)
-def _rnn_backward_rows(begin, end, weight, h0, episode_starts, outputs, d_outputs, d_h, d_gates, previous_h):
+@njit(**FAST)
+def _rnn_backward_rows(begin, end, panels, h0, episode_starts, outputs, d_outputs, d_h, d_gates, previous_h):
     num_steps, _, size = outputs.shape
+    products = _scratch(end - begin, panels)
     for t in range(num_steps - 1, -1, -1):
         for r in range(begin, end):
             _previous(outputs, h0, episode_starts, t, r, previous_h[t, r])
@@ -436,22 +462,23 @@ def _rnn_backward_rows(begin, end, weight, h0, episode_starts, outputs, d_output
             one = h.dtype.type(1)
             for j in range(size):
                 d_gate[j] = (d_row[j] + d_output[j]) * (one - h[j] * h[j])
-            d_row[:] = 0
-        _add_product(d_h, begin, d_gates[t, begin:end], weight, end - begin)
+        _product(products, d_gates[t, begin:end], panels)
         for r in range(begin, end):
             if episode_starts[t, r]:
                 d_h[r] = 0
+            else:
+                d_h[r] = products[r - begin, :size]
 
 
 @njit(parallel=True, cache=True)
-def _rnn_forward_parallel(num_parts, batch_size, arrays):
+def _rnn_forward(num_parts, batch_size, arrays):
     for part in prange(num_parts):
         begin, end = part * batch_size // num_parts, (part + 1) * batch_size // num_parts
         _rnn_forward_rows(begin, end, *arrays)
 
 
 @njit(parallel=True, cache=True)
-def _rnn_backward_parallel(num_parts, batch_size, arrays):
+def _rnn_backward(num_parts, batch_size, arrays):
     for part in prange(num_parts):
         begin, end = part * batch_size // num_parts, (part + 1) * batch_size // num_parts
         _rnn_backward_rows(begin, end, *arrays)
@@ -463,9 +490,8 @@ class _RNNScan(torch.autograd.Function):
         ctx: FunctionCtx, projected: Tensor, weight_hh: Tensor, bias_hh: Tensor, h0: Tensor, episode_starts: Tensor
     ) -> tuple[Tensor, Tensor]:
         outputs = torch.empty_like(projected)
-        run = (_rnn_forward_rows, _rnn_forward_parallel)
-        arrays = (projected, weight_hh.t().contiguous(), bias_hh, h0, episode_starts, outputs)
-        _launch(run, projected.shape[1], _work(projected, weight_hh), arrays)
+        arrays = (projected, _panels(weight_hh.t()), bias_hh, h0, episode_starts, outputs)
+        _launch(_rnn_forward, projected.shape[1], _work(projected, weight_hh), arrays)
         ctx.save_for_backward(weight_hh, h0, episode_starts, outputs)
         ctx.set_materialize_grads(False)
         return outputs, outputs[-1].clone()
@@ -476,9 +502,8 @@ class _RNNScan(torch.autograd.Function):
         weight_hh, h0, episode_starts, outputs = ctx.saved_tensors
         d_outputs, d_h = _gradient(d_outputs, outputs), _own_gradient(d_h, h0)
         d_gates, previous_h = torch.empty_like(outputs), torch.empty_like(outputs)
-        run = (_rnn_backward_rows, _rnn_backward_parallel)
-        arrays = (weight_hh, h0, episode_starts, outputs, d_outputs, d_h, d_gates, previous_h)
-        _launch(run, outputs.shape[1], _work(outputs, weight_hh), arrays)
+        arrays = (_panels(weight_hh), h0, episode_starts, outputs, d_outputs, d_h, d_gates, previous_h)
+        _launch(_rnn_backward, outputs.shape[1], _work(outputs, weight_hh), arrays)
         d_weight, d_bias = _parameter_gradients(d_gates, previous_h)
         return d_gates, d_weight, d_bias, d_h, None
 
@@ -510,6 +535,13 @@ def rnn_scan(
     return _RNNScan.apply(*(tensor.contiguous() for tensor in tensors))
 
 
+def _panels(weight: Tensor) -> Tensor:
+    """The matrix `[depth, columns]` as `[panels, depth, width]`, filled up with zero columns."""
+    width = PANEL_BYTES // weight.element_size()
+    weight = functional.pad(weight, (0, -weight.shape[1] % width))
+    return weight.unflatten(1, (-1, width)).transpose(0, 1).contiguous()
+
+
 def _gradient(gradient: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if gradient is None else gradient.contiguous()
 
@@ -523,19 +555,18 @@ def _work(gates: Tensor, weight_hh: Tensor) -> int:
     return gates.numel() * weight_hh.shape[1]
 
 
-def _launch(
-    run: tuple[Callable, Callable], batch_size: int, multiply_adds: int, tensors: tuple[Tensor, ...]
-) -> None:
-    """Call the serial or the parallel form of a kernel."""
-    serial, parallel = run
+def _launch(kernel: Callable, batch_size: int, multiply_adds: int, tensors: tuple[Tensor, ...]) -> None:
+    """Run a kernel on as many threads as torch may use now, on one if there is little to do."""
+    num_threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, batch_size)
+    if multiply_adds < SERIAL_BELOW:
+        num_threads = 1
     arrays = tuple(tensor.detach().numpy() for tensor in tensors)
-    num_parts = 1
-    if multiply_adds >= SERIAL_BELOW:
-        num_parts = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, batch_size)
-    if num_parts > 1:
-        parallel(num_parts, batch_size, arrays)
-    else:
-        serial(0, batch_size, *arrays)
+    others = numba.get_num_threads()
+    numba.set_num_threads(num_threads)
+    try:
+        kernel(num_threads, batch_size, arrays)
+    finally:
+        numba.set_num_threads(others)
 
 
 def _parameter_gradients(d_recurrent: Tensor, previous_h: Tensor) -> tuple[Tensor, Tensor]:
