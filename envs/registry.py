@@ -58,8 +58,7 @@ def check_options(env_id: str, options: Iterable[str], allowed: Sequence[str] | 
 
 def option_names(env_id: str) -> list[str] | None:
     """Names of the keyword arguments that a registered environment takes; None if it takes any."""
-    with missing_dependency(env_id):
-        parameters = inspect.signature(load_env_creator(gymnasium.spec(env_id).entry_point)).parameters.values()
+    parameters = inspect.signature(load_env_creator(gymnasium.spec(env_id).entry_point)).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
     return [parameter.name for parameter in parameters if parameter.name not in ("self", "render_mode")]
