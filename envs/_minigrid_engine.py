@@ -4,7 +4,7 @@ MiniGrid spends its time in `gen_obs`, which copies a grid of Python objects cel
 grid is also kept as an array of codes that follows the objects, and a compiled kernel cuts the view out of it.
 """
 
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
@@ -17,7 +17,15 @@ _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # one cell forward, by direction
 _LEFT, _RIGHT, _FORWARD, _PICKUP, _DROP, _TOGGLE, _DONE = range(7)
 
 _EMPTY = (kernels.EMPTY, 0, 0, 0)
-_STATIC = (Wall, Floor, Goal, Lava, Key, Ball, Box)  # objects whose code never changes while they stay where they are
+_STATIC: tuple[type[WorldObj], ...] = (
+    Wall,
+    Floor,
+    Goal,
+    Lava,
+    Key,
+    Ball,
+    Box,
+)  # objects whose code never changes while they stay where they are
 _STATIC_CODES = {
     (kind, color): (OBJECT_TO_IDX[kind.__name__.lower()], COLOR_TO_IDX[color], 0, int(kind is Wall))
     for kind in _STATIC
@@ -69,6 +77,7 @@ class FastMiniGridEnv(MiniGridEnv):
 
     _codes: GridCodes
     _view: np.ndarray
+    carrying: WorldObj | None  # type: ignore[assignment]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self._codes = GridCodes(self.width, self.height)
@@ -89,9 +98,10 @@ class FastMiniGridEnv(MiniGridEnv):
         kernels.one_hot_partial_view(*self._visual_state(), self._view, out)
         return out
 
-    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         self.step_count += 1
-        reward, terminated = 0, False
+        reward: float = 0
+        terminated = False
         if action == _LEFT:
             self.agent_dir = (self.agent_dir - 1) % 4
         elif action == _RIGHT:
@@ -124,12 +134,12 @@ class FastMiniGridEnv(MiniGridEnv):
         if action == _PICKUP:
             if cell and cell.can_pickup() and self.carrying is None:
                 self.carrying = cell
-                cell.cur_pos = np.array([-1, -1])
+                cell.cur_pos = np.array([-1, -1])  # type: ignore[assignment]  # as MiniGrid itself does
                 self.grid.set(*front, None)
         elif action == _DROP:
             if not cell and self.carrying:
                 self.grid.set(*front, self.carrying)
-                self.carrying.cur_pos = np.array(front)
+                self.carrying.cur_pos = np.array(front)  # type: ignore[assignment]
                 self.carrying = None
         elif action == _TOGGLE:
             if cell:

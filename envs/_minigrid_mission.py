@@ -45,12 +45,14 @@ class MissionEncoder:
 
 def mission_encoder(env: MiniGridEnv) -> MissionEncoder:
     """The encoder for all missions that a stock environment can set."""
+    assert isinstance(env.observation_space, spaces.Dict)
     space = env.observation_space["mission"]
     if isinstance(space, BabyAIMissionSpace):
         kinds = tuple(sorted(env.instr_kinds)) if isinstance(env, LevelGen) else ("action", "and")
         return MissionEncoder(
             _BABYAI_VOCABULARY, _BABYAI_WORDS.get(kinds, _BABYAI_WORDS["action", "and", "seq"]), varies=True
         )
+    assert isinstance(space, MissionSpace)
     missions = _missions(space)
     vocabulary = sorted({word for mission in missions for word in _words(mission)})
     return MissionEncoder(vocabulary, max(len(_words(mission)) for mission in missions), varies=len(missions) > 1)

@@ -74,8 +74,9 @@ class WithoutVelocities(gymnasium.Wrapper):
         super().__init__(env)
         self._task = task
         full = env.observation_space
-        self._seen = np.setdiff1d(np.arange(full.shape[0]), task.velocities)
-        self.observation_space = spaces.Box(full.low[self._seen], full.high[self._seen], dtype=full.dtype)
+        assert isinstance(full, spaces.Box)
+        self._seen = np.delete(np.arange(len(full.low)), task.velocities)
+        self.observation_space = spaces.Box(full.low[self._seen], full.high[self._seen], dtype=np.float32)
 
     @override
     def reset(

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import inspect
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import gymnasium
 import numpy as np
@@ -89,7 +89,7 @@ def make_task(stock_class: type[MiniGridEnv], *, render_mode: str | None = None,
         options["max_steps"] = ours.max_steps
     if ours.view_size is not None:
         options["agent_view_size"] = ours.view_size
-    return _task_class(stock_class)(ours, render_mode=render_mode, **options)
+    return _task_class(stock_class)(ours, render_mode=render_mode, **options)  # type: ignore[arg-type]
 
 
 def task_options(env_id: str) -> tuple[str, ...]:
@@ -102,19 +102,27 @@ def task_options(env_id: str) -> tuple[str, ...]:
 def _stock_class(env_id: str) -> type[MiniGridEnv]:
     if env_id in _OWN_CLASSES:
         return _OWN_CLASSES[env_id]
-    return load_env_creator(gymnasium.spec(env_id).entry_point)
+    entry_point = gymnasium.spec(env_id).entry_point
+    stock_class: Any = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    if not (isinstance(stock_class, type) and issubclass(stock_class, MiniGridEnv)):
+        raise ValueError(f"{env_id} is not registered as a subclass of MiniGridEnv, but as {stock_class!r}")
+    return stock_class
 
 
 class _MiniGridTask(FastMiniGridEnv):
     """Stands in front of the stock class: observations, actions and `info["is_success"]`."""
 
+    _stock_class: ClassVar[type[MiniGridEnv]]
+
     def __init__(self, options: MiniGridOptions, **stock_options: Any) -> None:
         super().__init__(**stock_options)
         if options.actions == "moves":
             self.action_space = spaces.Discrete(_MOVES)
+        assert isinstance(self.action_space, spaces.Discrete)
+        self._n_actions = int(self.action_space.n)
         self._observation = options.observation
         self._mission_encoder = _mission_encoder_of(self, options.mission)
-        self._mission: tuple[str | None, np.ndarray | None] = (None, None)
+        self._tokens: tuple[str, np.ndarray] = ("", np.zeros(0, np.uint8))  # a mission and its encoding
         self.observation_space = _view_space(options.observation, self.agent_view_size)
         if self._mission_encoder is not None:
             self.observation_space = spaces.Dict(
@@ -128,21 +136,22 @@ class _MiniGridTask(FastMiniGridEnv):
             observation, _ = super().reset(seed=seed, options=options)
         return observation, {}
 
-    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         action = int(action)
-        if not 0 <= action < self.action_space.n:
-            raise ValueError(f"action must be in 0..{self.action_space.n - 1}, got {action}")
+        if not 0 <= action < self._n_actions:
+            raise ValueError(f"action must be in 0..{self._n_actions - 1}, got {action}")
         observation, reward, terminated, truncated, _ = super().step(action)
-        return observation, float(reward), terminated, truncated, {"is_success": terminated and reward > 0}
+        reward = float(reward)
+        return observation, reward, terminated, truncated, {"is_success": terminated and reward > 0}
 
-    def gen_obs(self) -> np.ndarray | dict[str, np.ndarray]:
+    def gen_obs(self) -> Any:
         view = self._observe()
         if self._mission_encoder is None:
             return view
-        text, tokens = self._mission
-        if text != self.mission:
+        mission, tokens = self._tokens
+        if mission != self.mission:
             tokens = self._mission_encoder.encode(self.mission)
-            self._mission = (self.mission, tokens)
+            self._tokens = (self.mission, tokens)
         return {"view": view, "mission": tokens.copy()}
 
     def _observe(self) -> np.ndarray:
@@ -198,7 +207,7 @@ def _mission_encoder_of(env: MiniGridEnv, mission: Mission) -> MissionEncoder | 
 
 
 @functools.cache
-def _task_class(stock_class: type[MiniGridEnv]) -> type[_MiniGridTask]:
+def _task_class(stock_class: type) -> type[_MiniGridTask]:
     """`_MiniGridTask` in front of the stock class, `FastMiniGridEnv` behind it and behind all that it inherits."""
     lineage = [base for base in stock_class.__mro__ if issubclass(base, MiniGridEnv) and base is not MiniGridEnv]
     members = {"_stock_class": stock_class, "__module__": __name__, "__doc__": stock_class.__doc__}
@@ -206,4 +215,4 @@ def _task_class(stock_class: type[MiniGridEnv]) -> type[_MiniGridTask]:
 
 
 def _blank_task(stock_class: type[MiniGridEnv]) -> _MiniGridTask:
-    return object.__new__(_task_class(stock_class))
+    return object.__new__(_task_class(stock_class))  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """A T-maze on MiniGrid's engine, in which memory is the only way to know where to turn."""
 
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 from gymnasium import spaces
@@ -77,7 +77,7 @@ class MiniGridTMaze(MiniGridEnv):
         self.mission = _mission()
 
     @override
-    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = super().step(action)
         if terminated:
             reward = float(self.agent_pos[1] == self.success_row)

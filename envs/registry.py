@@ -42,7 +42,7 @@ def resolve(env_id: str) -> str:
         return env_id
     versions = [known for known in ids if _VERSION.sub("", known) == env_id and known != env_id]
     if versions:
-        return max(versions, key=lambda known: int(_VERSION.search(known)[1]))
+        return max(versions, key=_version)
     raise UnknownEnvironmentError(f"unknown environment {env_id!r}{_did_you_mean(env_id, ids)}")
 
 
@@ -58,7 +58,11 @@ def check_options(env_id: str, options: Iterable[str], allowed: Sequence[str] | 
 
 def option_names(env_id: str) -> list[str] | None:
     """Names of the keyword arguments that a registered environment takes; None if it takes any."""
-    parameters = inspect.signature(load_env_creator(gymnasium.spec(env_id).entry_point)).parameters.values()
+    entry_point = gymnasium.spec(env_id).entry_point
+    if entry_point is None:
+        return None
+    creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    parameters = inspect.signature(creator).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
     return [parameter.name for parameter in parameters if parameter.name not in ("self", "render_mode")]
@@ -71,6 +75,11 @@ def missing_dependency(env_id: str) -> Iterator[None]:
         yield
     except gymnasium.error.DependencyNotInstalled as error:
         raise MissingDependencyError(f"{env_id} cannot run here: {error}") from error
+
+
+def _version(env_id: str) -> int:
+    match = _VERSION.search(env_id)
+    return int(match[1]) if match else -1
 
 
 def _did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -104,8 +104,9 @@ class VectorTask(abc.ABC):
         actions = np.asarray(actions)
         if not self.rngs:
             raise RuntimeError("reset the environment before its first step")
-        if actions.shape != (self.n_envs, *self.action_space.shape):
-            raise ValueError(f"actions must have shape {(self.n_envs, *self.action_space.shape)}, got {actions.shape}")
+        expected = (self.n_envs, *(self.action_space.shape or ()))
+        if actions.shape != expected:
+            raise ValueError(f"actions must have shape {expected}, got {actions.shape}")
         if isinstance(self.action_space, spaces.Discrete) and not (
             actions.dtype.kind in "iu" and actions.min() >= 0 and actions.max() < self.action_space.n
         ):

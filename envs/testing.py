@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from gymnasium import spaces
 
 from envs.task import TaskEnv, VectorTask
 
@@ -127,6 +128,7 @@ def play(task: VectorTask, policy: Policy, *, n_episodes: int, seed: int = 0) ->
 
 def random_actions(task: VectorTask, rng: np.random.Generator) -> np.ndarray:
     """Uniform actions of a task with discrete actions, [n_envs]."""
+    assert isinstance(task.action_space, spaces.Discrete)
     return rng.integers(task.action_space.n, size=task.n_envs)
 
 

@@ -52,6 +52,20 @@ def random_action(rng: np.random.Generator, n_actions: int) -> int:
 @pytest.mark.parametrize("view_size", [3, 5, 7])
 @pytest.mark.parametrize("env_id", IDS)
 def test_episodes_equal_those_of_stock_minigrid(env_id, view_size):
+    check_episodes(env_id, view_size)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
+@pytest.mark.parametrize("view_size", [3, 7])
+@pytest.mark.parametrize("env_id", [i for i in gymnasium.registry if i.startswith(("MiniGrid-", "BabyAI-"))])
+def test_episodes_of_every_registered_task_equal_those_of_stock_minigrid(env_id, view_size):
+    if "-WFC-" in env_id:
+        pytest.importorskip("imageio", reason="MiniGrid's WFC tasks need minigrid[wfc]")
+    check_episodes(env_id, view_size)
+
+
+def check_episodes(env_id: str, view_size: int) -> None:
     expected = stock(env_id, view_size)
     env = envs.make(env_id, view_size=view_size, observation="symbolic", mission="drop")
     rng = np.random.default_rng(view_size)
