@@ -30,14 +30,15 @@ _SUFFIXES = (".gif", ".png", ".apng", ".mp4")
 _FRAMES_PER_SECOND = 5
 _LAST_FRAME_SECONDS = 1.6
 _MOST_STEPS = 2000
+_MOST_PICTURES = 240  # of a longer recording, evenly spaced ones are drawn
 _MINIGRID_ACTIONS = ("left", "right", "forward", "pick up", "drop", "toggle", "done")
 
 # Layout, in pixels.
 _MARGIN = 16
 _FRAME_SIDE = 296
-_VIEW_SIDE = 112
-_MEMORY_WIDTH = 420
-_MEMORY_HEIGHT = 330
+_MEMORY_WIDTH = 332
+_MEMORY_HEIGHT = 332
+_LABEL = 20
 _STRIP_HEIGHT = 56
 _GAP = 8
 
@@ -67,6 +68,7 @@ class Moment:
     """One step of an episode: what was seen, what was done, and the memory after reading it."""
 
     episode: int
+    seed: int
     step: int
     frame: np.ndarray
     view: np.ndarray | None
@@ -126,17 +128,19 @@ def record(
         env = venv.unwrapped.envs[0]  # type: ignore[attr-defined]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds[0])
-            return _play(policy, venv, env, ends, deterministic, len(seeds))
+            return _play(policy, venv, env, ends, seeds, deterministic)
     finally:
         venv.close()
 
 
 def draw(moments: Sequence[Moment], title: str) -> Iterator[Image.Image]:
-    """One picture for each moment."""
+    """One picture for each moment, or for evenly spaced ones of a long recording."""
     scale = max((float(np.abs(leaf).max()) for moment in moments for leaf in moment.leaves if leaf.size), default=0.0)
     changes = _changes(moments)
-    for index, moment in enumerate(moments):
-        yield _picture(moment, title, scale or 1.0, changes, index)
+    starts = [index for index, moment in enumerate(moments) if index and moment.step == 0]
+    drawn = np.unique(np.linspace(0, len(moments) - 1, min(len(moments), _MOST_PICTURES)).round().astype(int))
+    for index in sorted({*drawn.tolist(), *(index - 1 for index in starts)}):
+        yield _picture(moments[index], title, scale or 1.0, (changes, starts, index))
 
 
 def write_animation(path: Path, pictures: Sequence[Image.Image]) -> None:
@@ -165,19 +169,20 @@ def _play(
     venv: Any,
     env: Any,
     ends: list[tuple[np.ndarray, np.ndarray | None]],
+    seeds: Sequence[int],
     deterministic: bool,
-    episodes: int,
 ) -> list[Moment]:
     moments: list[Moment] = []
     observations, state = venv.reset(), None
     episode_starts = np.ones(1, dtype=bool)
     total, step = 0.0, 0
-    while len(ends) < episodes and len(moments) < _MOST_STEPS:
+    while len(ends) < len(seeds) and len(moments) < _MOST_STEPS:
         frame, view = _frame(env), _view(env)
         value = _value(policy, observations, state, episode_starts)
         actions, state = policy.predict(observations, state, episode_starts, deterministic=deterministic)
         moment = Moment(
             episode=len(ends),
+            seed=seeds[len(ends)],
             step=step,
             frame=frame,
             view=view,
@@ -231,7 +236,7 @@ def _frame(env: Any) -> np.ndarray:
 def _view(env: Any) -> np.ndarray | None:
     """The agent's own view, where the task can draw one (MiniGrid)."""
     draw_view = getattr(env.unwrapped, "get_pov_render", None)
-    return None if draw_view is None else np.asarray(draw_view(tile_size=32), dtype=np.uint8)
+    return None if draw_view is None else np.asarray(draw_view(tile_size=64), dtype=np.uint8)
 
 
 def _action_name(env: Any, action: Any) -> str:
@@ -261,31 +266,35 @@ def _changes(moments: Sequence[Moment]) -> np.ndarray:
     return changes
 
 
-def _picture(moment: Moment, title: str, scale: float, changes: np.ndarray, index: int) -> Image.Image:
-    left_height = _FRAME_SIDE + _GAP + (18 + _VIEW_SIDE if moment.view is not None else 0)
-    width = _MARGIN + _FRAME_SIDE + 2 * _MARGIN + _MEMORY_WIDTH + _MARGIN
-    top = 48
-    body = max(left_height, 20 + _MEMORY_HEIGHT + 2 * _GAP + 20 + _STRIP_HEIGHT)
-    height = top + body + 58
+def _picture(moment: Moment, title: str, scale: float, changes: tuple[np.ndarray, list[int], int]) -> Image.Image:
+    top, body = 48, _LABEL + _MEMORY_HEIGHT + 2 * _GAP + _LABEL + _STRIP_HEIGHT
+    width, height = _MARGIN + _FRAME_SIDE + 2 * _MARGIN + _MEMORY_WIDTH + _MARGIN, top + body + 66
     picture = Image.new("RGB", (width, height), _PAGE)
     pen = ImageDraw.Draw(picture)
     pen.text((_MARGIN, 14), title, font=_font(17), fill=_INK)
-    _draw_left(picture, pen, moment, top)
+    pen.text((width - _MARGIN, 17), f"seed {moment.seed}", font=_font(12), fill=_FAINT, anchor="ra")
+    _draw_left(picture, pen, moment, (_MARGIN, top), body)
     x = _MARGIN + _FRAME_SIDE + 2 * _MARGIN
     _draw_memory(picture, pen, moment.leaves, scale, (x, top))
-    _draw_strip(pen, changes, index, (x, top + 20 + _MEMORY_HEIGHT + 2 * _GAP))
+    _draw_strip(pen, changes, (x, top + _LABEL + _MEMORY_HEIGHT + 2 * _GAP))
     _draw_caption(pen, moment, (_MARGIN, height - 46), width - 2 * _MARGIN)
     return picture
 
 
-def _draw_left(picture: Image.Image, pen: ImageDraw.ImageDraw, moment: Moment, top: int) -> None:
-    frame = _fit(moment.frame, _FRAME_SIDE, _FRAME_SIDE)
-    picture.paste(frame, (_MARGIN + (_FRAME_SIDE - frame.width) // 2, top))
+def _draw_left(
+    picture: Image.Image, pen: ImageDraw.ImageDraw, moment: Moment, corner: tuple[int, int], body: int
+) -> None:
+    x, y = corner
+    pen.text((x, y), "environment", font=_font(12), fill=_FAINT)
+    least = 0 if moment.view is None else 100 + _GAP + _LABEL  # room for the view
+    frame = _fit(moment.frame, _FRAME_SIDE, body - _LABEL - least)
+    picture.paste(frame, (x, y + _LABEL))
     if moment.view is None:
         return
-    y = top + frame.height + _GAP
-    pen.text((_MARGIN, y), "what the agent sees", font=_font(12), fill=_FAINT)
-    picture.paste(_fit(moment.view, _VIEW_SIDE, _VIEW_SIDE), (_MARGIN, y + 18))
+    y += _LABEL + frame.height + _GAP
+    side = min(_FRAME_SIDE, corner[1] + body - y - _LABEL)
+    pen.text((x, y), "what the agent sees", font=_font(12), fill=_FAINT)
+    picture.paste(_fit(moment.view, side, side), (x, y + _LABEL))
 
 
 def _draw_memory(
@@ -295,7 +304,7 @@ def _draw_memory(
     blocks = [block for leaf in leaves for block in _blocks(leaf)]
     _draw_scale(picture, pen, scale, (x + _MEMORY_WIDTH - 190, y))
     pen.text((x, y), "memory", font=_font(12), fill=_FAINT)
-    y += 20
+    y += _LABEL
     if not blocks:
         pen.rectangle((x, y, x + _MEMORY_WIDTH, y + _MEMORY_HEIGHT), outline=_LINE)
         pen.text((x + 14, y + 12), "this agent has no memory", font=_font(13), fill=_FAINT)
@@ -304,10 +313,10 @@ def _draw_memory(
     rows = -(-len(blocks) // columns)
     cell_width = (_MEMORY_WIDTH - _GAP * (columns - 1)) // columns
     cell_height = (_MEMORY_HEIGHT - _GAP * (rows - 1)) // rows
-    for number, block in enumerate(blocks):
-        image = _fit(_colorize(block, scale), cell_width - 2, cell_height - 2)
-        left = x + (number % columns) * (cell_width + _GAP)
-        upper = y + (number // columns) * (cell_height + _GAP)
+    images = [_fit(_colorize(block, scale), cell_width - 2, cell_height - 2) for block in blocks]
+    across, down = (max(image.size[axis] for image in images) + 2 + _GAP for axis in (0, 1))
+    for number, image in enumerate(images):
+        left, upper = x + (number % columns) * across, y + (number // columns) * down
         pen.rectangle((left, upper, left + image.width + 1, upper + image.height + 1), outline=_LINE)
         picture.paste(image, (left + 1, upper + 1))
 
@@ -321,20 +330,26 @@ def _draw_scale(picture: Image.Image, pen: ImageDraw.ImageDraw, scale: float, co
     pen.text((x + 150, y), f"{scale:+.2g}", font=_font(12), fill=_FAINT)
 
 
-def _draw_strip(pen: ImageDraw.ImageDraw, changes: np.ndarray, index: int, corner: tuple[int, int]) -> None:
+def _draw_strip(
+    pen: ImageDraw.ImageDraw, changes: tuple[np.ndarray, list[int], int], corner: tuple[int, int]
+) -> None:
+    heights, starts, now = changes
     x, y = corner
     pen.text((x, y), "change of the memory in each step", font=_font(12), fill=_FAINT)
-    y += 20
+    y += _LABEL
     bottom = y + _STRIP_HEIGHT
-    largest = float(changes.max()) or 1.0
-    pitch = _MEMORY_WIDTH / max(len(changes), 12)
-    for step, change in enumerate(changes):
+    largest = float(heights.max()) or 1.0
+    pitch = _MEMORY_WIDTH / max(len(heights), 12)
+    for step, change in enumerate(heights):
         left = x + round(step * pitch)
         right = max(left, x + round((step + 1) * pitch) - (2 if pitch >= 5 else 1))
         tall = round((_STRIP_HEIGHT - 2) * float(change) / largest)
-        color = _ACCENT if step == index else (_FAINT if step < index else _LINE)
+        color = _ACCENT if step == now else (_FAINT if step < now else _LINE)
         pen.rectangle((left, bottom - 1 - tall, right, bottom - 1), fill=color)
+    for start in starts:
+        pen.line((x + round(start * pitch) - 1, y, x + round(start * pitch) - 1, bottom + 4), fill=_FAINT)
     pen.line((x, bottom, x + _MEMORY_WIDTH, bottom), fill=_LINE)
+    pen.rectangle((x + round(now * pitch), bottom + 1, x + round(now * pitch) + max(round(pitch) - 2, 1), bottom + 3), fill=_ACCENT)
 
 
 def _draw_caption(pen: ImageDraw.ImageDraw, moment: Moment, corner: tuple[int, int], width: int) -> None:
@@ -344,7 +359,7 @@ def _draw_caption(pen: ImageDraw.ImageDraw, moment: Moment, corner: tuple[int, i
         (0, "step", str(moment.step)),
         (80, "action", moment.action),
         (300, "return", f"{moment.total:.2f}"),
-        (400, "value", "" if moment.value is None else f"{moment.value:+.2f}"),
+        (380, "value", "" if moment.value is None else f"{moment.value:+.2f}"),
     ]
     for slot, name, value in facts:
         if not value:
@@ -387,9 +402,17 @@ def _colorize(values: np.ndarray, scale: float) -> np.ndarray:
     """Blue for negative, white for zero, red for positive; `scale` is full colour."""
     # The root brings out what is small beside one large entry, and keeps sign and order.
     shade = np.sign(values) * np.sqrt(np.abs(values) / scale)
-    position = (np.clip(shade, -1, 1) + 1) / 2 * (len(_DIVERGING) - 1)
+    level = np.rint((np.clip(shade, -1, 1) + 1) / 2 * (len(_RAMP) - 1)).astype(int)
+    return _RAMP[level]
+
+
+def _ramp(levels: int) -> np.ndarray:
+    position = np.linspace(0, len(_DIVERGING) - 1, levels)
     anchors = np.arange(len(_DIVERGING))
     return np.stack([np.interp(position, anchors, channel) for channel in _DIVERGING.T], axis=-1).astype(np.uint8)
+
+
+_RAMP = _ramp(41)  # few enough to share the 256 colours of a GIF with the environment
 
 
 def _fit(pixels: np.ndarray, width: int, height: int) -> Image.Image:
@@ -397,17 +420,22 @@ def _fit(pixels: np.ndarray, width: int, height: int) -> Image.Image:
     image = Image.fromarray(np.ascontiguousarray(pixels))
     ratio = min(width / image.width, height / image.height)
     if ratio >= 1:
-        return image.resize((int(image.width * ratio), int(image.height * ratio)), Image.Resampling.NEAREST)
+        return image.resize((image.width * int(ratio), image.height * int(ratio)), Image.Resampling.NEAREST)
     size = (max(1, int(image.width * ratio)), max(1, int(image.height * ratio)))
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _common_palette(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Our own colours exactly, and as many of the environment's as still fit."""
+    fixed = [_PAGE, _INK, _FAINT, _LINE, _ACCENT, _GOOD, _BAD, *(tuple(color) for color in _RAMP.tolist())]
     picked = [pictures[i] for i in np.unique(np.linspace(0, len(pictures) - 1, 6).astype(int))]
     sheet = Image.new("RGB", (picked[0].width, picked[0].height * len(picked)))
     for number, picture in enumerate(picked):
         sheet.paste(picture, (0, number * picture.height))
-    return sheet.quantize(colors=256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    found = sheet.quantize(colors=256 - len(fixed), method=Image.Quantize.MEDIANCUT).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([channel for color in fixed for channel in color] + found[: 3 * (256 - len(fixed))])
+    return palette
 
 
 def _write_mp4(path: Path, pictures: Sequence[Image.Image]) -> None:

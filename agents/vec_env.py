@@ -38,7 +38,7 @@ def make_vec_env(
     """`n_envs` training environments of the run `seed`, with episode statistics in the infos as Monitor gives them."""
     options = dict(options or {})
     make_env(env_id, options).close()  # says in one line what is wrong with id and options
-    task = getattr(envs, 'make_vector', lambda *a, **k: None)(env_id, n_envs, **options)
+    task = envs.make_vector(env_id, n_envs, **options)
     venv: VecEnv
     if task is not None:
         venv = add_inputs(NativeVecEnv(task), previous_action, previous_reward)
