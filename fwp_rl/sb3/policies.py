@@ -180,13 +180,19 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
                 obs, memory_state, torch.as_tensor(starts.reshape(batch_size), device=self.device)
             )
             actions = distribution.get_actions(deterministic=deterministic)
+        array = self.environment_actions(actions)
+        return array if vectorized else array.squeeze(axis=0), _state_to_numpy(memory_state)
+
+    def environment_actions(self, actions: Tensor) -> np.ndarray:
+        """Actions of the distribution `[B, ...]` as the environment takes them: within bounds, counted from `start`."""
         array = actions.cpu().numpy().reshape((-1, *self.action_space.shape))  # type: ignore[misc]
         if isinstance(self.action_space, spaces.Box):
             if self.squash_output:
-                array = self.unscale_action(array)
-            else:
-                array = np.clip(array, self.action_space.low, self.action_space.high)
-        return array if vectorized else array.squeeze(axis=0), _state_to_numpy(memory_state)
+                return self.unscale_action(array)
+            return np.clip(array, self.action_space.low, self.action_space.high)
+        if isinstance(self.action_space, spaces.Discrete | spaces.MultiDiscrete):
+            return array + self.action_space.start
+        return array
 
 
 class MemoryActorCriticCnnPolicy(MemoryActorCriticPolicy):

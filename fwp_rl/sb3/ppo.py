@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -67,7 +66,7 @@ class MemoryPPO(PPO):
     def __init__(
         self,
         policy: str | type[MemoryActorCriticPolicy],
-        env: GymEnv | str,
+        env: GymEnv | str | None,
         learning_rate: float | Schedule = 3e-4,
         n_steps: int = 128,
         sequence_length: int | None = None,
@@ -104,6 +103,7 @@ class MemoryPPO(PPO):
             ent_coef=ent_coef,
             vf_coef=vf_coef,
             max_grad_norm=max_grad_norm,
+            clip_range_vf=clip_range_vf,
             target_kl=target_kl,
         )
         sizes_are_valid = not any(name in problems for name in ("n_steps", "sequence_length", "batch_size"))
@@ -116,7 +116,7 @@ class MemoryPPO(PPO):
         self._batch_size_argument = batch_size
         super().__init__(
             policy,  # type: ignore[arg-type]
-            env,
+            env,  # None: from `load`
             learning_rate=learning_rate,
             n_steps=n_steps,
             batch_size=n_steps,  # the real one needs the number of environments: see _setup_model
@@ -146,9 +146,12 @@ class MemoryPPO(PPO):
     def _setup_model(self) -> None:
         # Also called by `load`, perhaps with another number of environments than before.
         problems = _size_problems(self.n_steps, self.n_envs, self.sequence_length, self._batch_size_argument)
-        if problems:
-            raise ValueError("\n".join(problems.values()))
-        self.batch_size = self._batch_size_argument or _quarter(self.n_steps, self.n_envs, self.sequence_length)
+        if "sequence_length" in problems:
+            raise ValueError(problems["sequence_length"])
+        default = _quarter(self.n_steps, self.n_envs, self.sequence_length)
+        if "batch_size" in problems:
+            warnings.warn(f"{problems['batch_size']}; for now it is {default}", stacklevel=2)
+        self.batch_size = default if problems or self._batch_size_argument is None else self._batch_size_argument
         self.rollout_buffer_class = SequenceRolloutBuffer
         self.rollout_buffer_kwargs = {"sequence_length": self.sequence_length}
         super()._setup_model()
@@ -157,6 +160,13 @@ class MemoryPPO(PPO):
         self._last_state: State | None = None
         if self.verbose >= 1:
             print(self.describe())
+
+    @classmethod
+    def load(cls, *args: Any, **kwargs: Any) -> "MemoryPPO":
+        """As `PPO.load`. A batch size that does not suit the number of environments is replaced, with a warning."""
+        if "batch_size" in kwargs:
+            kwargs["_batch_size_argument"] = kwargs["batch_size"]
+        return super().load(*args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_last_state"]
@@ -196,7 +206,7 @@ class MemoryPPO(PPO):
         state = self._last_state
         if state is None:
             state = self.policy.initial_state(env.num_envs)
-            self._check_finite(self._last_obs, None)
+        self._check_finite(self._last_obs)
 
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
@@ -206,16 +216,9 @@ class MemoryPPO(PPO):
                 starts = torch.as_tensor(self._last_episode_starts, device=self.device)
                 actions_tensor, values, log_probs, new_state = self.policy(obs_tensor, state, starts)
             actions = actions_tensor.cpu().numpy()
-            clipped_actions = actions
-            if isinstance(self.action_space, spaces.Box):
-                if self.policy.squash_output:
-                    clipped_actions = self.policy.unscale_action(clipped_actions)
-                else:
-                    clipped_actions = np.clip(actions, self.action_space.low, self.action_space.high)
-
-            new_obs, rewards, dones, infos = env.step(clipped_actions)
-            self._check_finite(new_obs, rewards)
+            new_obs, rewards, dones, infos = env.step(self.policy.environment_actions(actions_tensor))
             self.num_timesteps += env.num_envs
+            self._check_finite(new_obs, rewards)
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
@@ -262,6 +265,7 @@ class MemoryPPO(PPO):
             stacked: Any = {key: np.stack([obs[key] for obs in terminal]) for key in terminal[0]}
         else:
             stacked = np.stack(terminal)
+        self._check_finite(stacked, rows=rows)
         index = torch.as_tensor(rows, device=self.device)
         with torch.no_grad():
             values = self.policy.predict_values(
@@ -273,22 +277,28 @@ class MemoryPPO(PPO):
         rewards[rows] += self.gamma * values.flatten().cpu().numpy()
         return rewards
 
-    def _check_finite(self, obs: Any, rewards: np.ndarray | None) -> None:
-        """Stop before a NaN reaches the weights, and say where it came from."""
+    def _check_finite(self, obs: Any, rewards: np.ndarray | None = None, rows: list[Any] | None = None) -> None:
+        """Stop before a NaN reaches the weights, and say where it came from.
+
+        :param rows: The environments that `obs` is from, if not all of them.
+        """
         arrays = list(obs.items()) if isinstance(obs, dict) else [("observation", obs)]
         if rewards is not None:
             arrays.append(("reward", rewards))
         for key, array in arrays:
-            # The sum is finite if (and, but for overflow, only if) all entries are: one pass instead of two
-            if array.dtype.kind != "f" or np.isfinite(array.sum()) or np.isfinite(array).all():
+            if array.dtype.kind != "f":
                 continue
+            with np.errstate(over="ignore", invalid="ignore"):
+                # Finite only if all entries are: one pass instead of two. (It may also overflow: then count them.)
+                if np.isfinite(array.sum()) or np.isfinite(array).all():
+                    continue
             row = int(np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))[0])
             bad = array[row].reshape(-1)
             where = int(np.flatnonzero(~np.isfinite(bad))[0])
             entry = f" (entry {where})" if bad.size > 1 else ""
             raise NonFiniteError(
-                f"environment {row} returned {bad[where]} in {key!r}{entry} at step {self.num_timesteps // self.n_envs}"
-                "; the weights were not updated with it"
+                f"environment {row if rows is None else rows[row]} returned {bad[where]} in {key!r}{entry} at step "
+                f"{self.num_timesteps // self.n_envs}; the weights were not updated with it"
             )
 
     def learn(
@@ -350,31 +360,22 @@ def _count(module: torch.nn.Module) -> int:
 
 def _problems(**arguments: Any) -> dict[str, str]:
     """One sentence for each argument that is out of its range; schedules are not looked into."""
-    positive_integers = ("n_steps", "sequence_length", "batch_size", "n_epochs")
-    ranges = {
-        "gamma": (0.0, 1.0),
-        "gae_lambda": (0.0, 1.0),
-        "learning_rate": (0.0, np.inf),
-        "clip_range": (0.0, np.inf),
-        "ent_coef": (0.0, np.inf),
-        "vf_coef": (0.0, np.inf),
-        "max_grad_norm": (0.0, np.inf),
-        "target_kl": (0.0, np.inf),
-    }
+    least_sizes = {"n_steps": 2, "sequence_length": 1, "batch_size": 1, "n_epochs": 1}
+    largest = {"gamma": 1.0, "gae_lambda": 1.0}  # of the numbers; all are at least 0
+    optional = ("sequence_length", "batch_size", "clip_range_vf", "target_kl")
     problems = {}
     for name, value in arguments.items():
-        if value is None or callable(value):
+        if callable(value) or (value is None and name in optional):
             continue
-        if name in positive_integers:
-            least = 2 if name == "n_steps" else 1
-            if value != int(value) or value < least:
-                problems[name] = f"{name}={value}: expected a whole number of at least {least}"
-        else:
-            low, high = ranges[name]
-            if not low <= value <= high or (high == np.inf and not np.isfinite(value)):
-                problems[name] = f"{name}={value}: expected a number " + (
-                    f"between {low:g} and {high:g}" if high < np.inf else f"of at least {low:g}"
-                )
+        is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+        if name in least_sizes:
+            if not (is_number and isinstance(value, int | np.integer) and value >= least_sizes[name]):
+                problems[name] = f"{name}={value}: expected a whole number of at least {least_sizes[name]}"
+        elif name in largest:
+            if not (is_number and 0 <= value <= largest[name]):
+                problems[name] = f"{name}={value}: expected a number between 0 and {largest[name]:g}"
+        elif not (is_number and 0 <= value < np.inf):
+            problems[name] = f"{name}={value}: expected a number of at least 0"
     return problems
 
 
@@ -384,7 +385,8 @@ def _size_problems(n_steps: int, n_envs: int, sequence_length: int, batch_size: 
         near = _nearest(sequence_length, [d for d in range(1, n_steps + 1) if n_steps % d == 0])
         return {"sequence_length": f"sequence_length={sequence_length} does not divide n_steps={n_steps}; try {near}"}
     n_columns = n_steps // sequence_length * n_envs
-    if batch_size is not None and (batch_size % sequence_length or n_columns % (batch_size // sequence_length)):
+    per_batch = (batch_size or 0) // sequence_length
+    if batch_size is not None and (per_batch == 0 or batch_size % sequence_length or n_columns % per_batch):
         near = _nearest(batch_size, [d * sequence_length for d in range(1, n_columns + 1) if n_columns % d == 0])
         return {
             "batch_size": f"batch_size={batch_size} does not cut the rollout ({n_envs} environments x {n_steps} steps) "
