@@ -24,7 +24,7 @@ import numba  # isort: skip
 from numba import njit, prange, types  # isort: skip
 from numba.extending import intrinsic, models, register_model  # isort: skip
 
-SERIAL_BELOW = 4_000_000
+SERIAL_BELOW = 2_000_000
 """Multiply-adds under which a second thread costs more than it brings (about 0.2 ms)."""
 
 
@@ -50,10 +50,22 @@ def _pointer(context, builder, address, pointee):
     return builder.inttoptr(address, context.get_value_type(pointee).as_pointer())
 
 
+def _shuffle(builder, x, y, lanes):
+    lanes = list(lanes)
+    return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes))
+
+
 def _splat(builder, number, vector):
-    lane = builder.insert_element(ir.Constant(vector, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
-    mask = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
-    return builder.shuffle_vector(lane, ir.Constant(vector, ir.Undefined), mask)
+    undefined = ir.Constant(vector, ir.Undefined)
+    lane = builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
+    return _shuffle(builder, lane, undefined, [0] * vector.count)
+
+
+def _fmuladd(builder, tile):
+    kind, element = ("f32", ir.FloatType()) if tile.dtype == types.float32 else ("f64", ir.DoubleType())
+    vector = ir.VectorType(element, tile.width)
+    name = f"llvm.fmuladd.v{tile.width}{kind}"
+    return builder.module.declare_intrinsic(name, fnty=ir.FunctionType(vector, [vector] * 3))
 
 
 @intrinsic(prefer_literal=True)
@@ -99,11 +111,7 @@ def multiply_add(typing, x, y, z):
         vector = right.type
         if not isinstance(x, Tile):
             left = _splat(builder, left, vector)
-        kind = "f32" if y.dtype == types.float32 else "f64"
-        function = builder.module.declare_intrinsic(
-            f"llvm.fmuladd.v{y.width}{kind}", fnty=ir.FunctionType(vector, [vector] * 3)
-        )
-        return builder.call(function, [left, right, addend])
+        return builder.call(_fmuladd(builder, y), [left, right, addend])
 
     return y(x, y, z), generate
 
@@ -168,6 +176,59 @@ def size_of(typing, number):
 
 
 @intrinsic
+def prefetch(typing, address):
+    """Ask for the cache line at `address`, which may be anything."""
+
+    def generate(context, builder, signature, args):
+        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function = builder.module.declare_intrinsic(
+            "llvm.prefetch.p0", fnty=ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        )
+        constants = [ir.Constant(flag, value) for value in (0, 3, 1)]  # to read, keep it close, data
+        builder.call(function, [builder.inttoptr(args[0], byte), *constants])
+        return context.get_dummy_value()
+
+    return types.void(address), generate
+
+
+@intrinsic
+def fold_product(typing, x, y, addend):
+    """x * y folded to the narrower tile `addend`, plus `addend`."""
+
+    def generate(context, builder, signature, args):
+        left, right, result = args
+        function = _fmuladd(builder, addend)
+        for first in range(0, x.width, addend.width):
+            lanes = range(first, first + addend.width)
+            result = builder.call(function, [_shuffle(builder, z, z, lanes) for z in (left, right)] + [result])
+        return result
+
+    return addend(x, y, addend), generate
+
+
+@intrinsic
+def totals(typing, like, address):
+    """The sums of as many tiles as a tile is wide, stored one after the other at `address`."""
+
+    def generate(context, builder, signature, args):
+        n = like.width
+        pointer = _pointer(context, builder, args[1], like)
+        index = [ir.Constant(ir.IntType(64), i) for i in range(n)]
+        tiles = [builder.load(builder.gep(pointer, [i]), align=like.dtype.bitwidth // 8) for i in index]
+        # Two tiles become one of half sums, lanes of the second where the bit is set: n tiles become one of n sums.
+        bit = n // 2
+        while bit:
+            pairs = zip(tiles[:bit], tiles[bit:], strict=True)
+            own = [lane + n if lane & bit else lane for lane in range(n)]
+            other = [(lane ^ bit) + (n if lane & bit else 0) for lane in range(n)]
+            tiles = [builder.fadd(_shuffle(builder, x, y, own), _shuffle(builder, x, y, other)) for x, y in pairs]
+            bit //= 2
+        return tiles[0]
+
+    return like(like, address), generate
+
+
+@intrinsic
 def is_set(typing, address):
     """Whether the bool at `address` is true."""
 
@@ -185,7 +246,7 @@ def is_set(typing, address):
 
 
 @functools.cache
-def forward_kernel(WIDTH: int, PARALLEL: bool) -> Callable:
+def forward_kernel(WIDTH: int, GATED: bool, PARALLEL: bool) -> Callable:
     """The scan in tiles of WIDTH columns (K and V are multiples of it).
 
     Of `errors`, e = v - S'^T k, only the last is kept where its stride of time is zero.
@@ -199,7 +260,7 @@ def forward_kernel(WIDTH: int, PARALLEL: bool) -> Callable:
             h = program - b * heads
             zero, one, minus = zeros(scale, WIDTH), constant(scale, 1), constant(scale, -1)
             size = size_of(scale)
-            step, row = WIDTH * size, V * size
+            step, row, column = WIDTH * size, V * size, K * size
             target = state[0] + program * K * row
             source = initial[0] + program * K * row
             k_t = at(k, 0, b, h)
@@ -215,6 +276,13 @@ def forward_kernel(WIDTH: int, PARALLEL: bool) -> Callable:
                 y_t = at(outputs, t, b, h)
                 beta_t = load(scale, at(beta, t, b, h))
                 decay_t = load(scale, at(decay, t, b, h))
+                for i in range(0, column, 64):
+                    prefetch(at(q, t + 2, b, h) + i)
+                    prefetch(at(k, t + 2, b, h) + i)
+                for i in range(0, row, 64):
+                    prefetch(at(v, t + 2, b, h) + i)
+                    prefetch(at(outputs, t + 2, b, h) + i)
+                    prefetch(at(errors, t + 2, b, h) + i)
                 if is_set(at(starts, t, b, 0)):
                     for i in range(0, K * row, step):
                         store(target + i, zero)
@@ -222,7 +290,7 @@ def forward_kernel(WIDTH: int, PARALLEL: bool) -> Callable:
                 if not pending:
                     k_before = k_t
                 products = zero
-                for i in range(0, K * size, step):
+                for i in range(0, column, step):
                     products = multiply_add(load(zero, k_t + i), load(zero, q_t + i), products)
                 kq = total(products)
                 for c in range(0, row, step):
@@ -230,7 +298,9 @@ def forward_kernel(WIDTH: int, PARALLEL: bool) -> Callable:
                     recalled, read = zero, zero
                     for i in range(K):
                         s = load(zero, source + i * row + c)
-                        s = multiply(decay_t, multiply_add(load(scale, k_before + i * size), u, s))
+                        s = multiply_add(load(scale, k_before + i * size), u, s)
+                        if GATED:
+                            s = multiply(decay_t, s)
                         store(target + i * row + c, s)
                         recalled = multiply_add(load(scale, k_t + i * size), s, recalled)
                         read = multiply_add(load(scale, q_t + i * size), s, read)
@@ -251,7 +321,7 @@ def forward_kernel(WIDTH: int, PARALLEL: bool) -> Callable:
 
 
 @functools.cache
-def backward_kernel(WIDTH: int) -> Callable:
+def backward_kernel(WIDTH: int, LANES: int, GATED: bool) -> Callable:
     """The gradients: a sweep in reverse with dS in `dstate`, then a sweep forward with S^T in scratch memory.
 
     `dstate` holds dL/dS of the last step and becomes that of the initial state. The gradient of the decay needs no
@@ -261,7 +331,7 @@ def backward_kernel(WIDTH: int) -> Callable:
     @njit(parallel=True, cache=True, nogil=True)
     def backward(
         q, k, v, beta, decay, starts, initial, outputs, errors, doutputs, inner, dq, dk, dv, dbeta, ddecay, dstate,
-        scale, erase, gated, sizes,
+        scale, erase, sizes,
     ):  # fmt: skip
         steps, batch, heads, K, V = sizes
         for program in prange(batch * heads):
@@ -269,7 +339,14 @@ def backward_kernel(WIDTH: int) -> Callable:
             h = program - b * heads
             zero, one, minus = zeros(scale, WIDTH), constant(scale, 1), constant(scale, -1)
             size = size_of(scale)
+            narrow = zeros(scale, LANES)
             step, row, column = WIDTH * size, V * size, K * size
+
+            scratch = np.empty(K * (V + LANES), np.float64)
+            matrix = np.int64(scratch.ctypes.data)
+            partials = matrix + V * column
+            for i in range(0, column * LANES, step):
+                store(partials + i, zero)
 
             # In reverse: dS_t = scale q dy^T + decay' (dS' - k' dv'^T), where ' is the step after.
             gradient = dstate[0] + program * K * row
@@ -292,10 +369,16 @@ def backward_kernel(WIDTH: int) -> Callable:
                 beta_t = load(scale, at(beta, t, b, h))
                 decay_t = load(scale, at(decay, t, b, h))
                 start = is_set(at(starts, t, b, 0))
+                for i in range(0, column, 64):
+                    prefetch(at(q, t - 2, b, h) + i)
+                    prefetch(at(k, t - 2, b, h) + i)
+                    prefetch(at(dk, t - 2, b, h) + i)
+                for i in range(0, row, 64):
+                    prefetch(at(doutputs, t - 2, b, h) + i)
+                    prefetch(at(errors, t - 2, b, h) + i)
+                    prefetch(at(dv, t - 2, b, h) + i)
                 if not pending:
                     k_after = k_t
-                for i in range(0, column, step):
-                    store(dk_t + i, zero)
                 write, read = zero, zero
                 strength = zero
                 for c in range(0, row, step):
@@ -306,20 +389,28 @@ def backward_kernel(WIDTH: int) -> Callable:
                     du = zero
                     for i in range(K):
                         g = load(zero, gradient + i * row + c)
-                        g = multiply(decay_after, multiply_add(load(scale, k_after + i * size), erased, g))
+                        g = multiply_add(load(scale, k_after + i * size), erased, g)
+                        if GATED:
+                            g = multiply(decay_after, g)
                         g = multiply_add(load(scale, q_t + i * size), dy, g)
                         store(gradient + i * row + c, g)
                         du = multiply_add(load(scale, k_t + i * size), g, du)
-                        dk_i = dk_t + i * size
-                        store(dk_i, load(scale, dk_i) + total(multiply(g, u)))
+                        partial = partials + i * LANES * size
+                        store(partial, fold_product(g, u, load(narrow, partial)))
                     dv_c = multiply(beta_t, du)
                     store(dv_t + c, dv_c)
                     strength = multiply_add(du, e, strength)
-                    if gated:
+                    if GATED:
                         write = multiply_add(load(zero, v_t + c), dv_c, write)
                         read = multiply_add(load(zero, y_t + c), load(zero, dy_t + c), read)
+                for i in range(0, K, LANES):
+                    partial = partials + i * LANES * size
+                    store(dk_t + i * size, totals(narrow, partial))
+                    for _ in range(LANES):
+                        store(partial, narrow)
+                        partial += LANES * size
                 store(at(dbeta, t, b, h), total(strength))
-                if gated:
+                if GATED:
                     inner_t = inner_t + total(read) - total(write)
                     if start:
                         inner_t = one - one
@@ -333,12 +424,12 @@ def backward_kernel(WIDTH: int) -> Callable:
                 erased = multiply(minus, load(zero, dv_t + c)) if pending and erase else zero
                 for i in range(K):
                     g = load(zero, gradient + i * row + c)
-                    g = multiply(decay_t, multiply_add(load(scale, k_t + i * size), erased, g))
+                    g = multiply_add(load(scale, k_t + i * size), erased, g)
+                    if GATED:
+                        g = multiply(decay_t, g)
                     store(gradient + i * row + c, g)
 
             # Forward: dq = scale S_t dy and the part of dk that is -S' dv, columns of S^T.
-            scratch = np.empty(K * V, np.int64)
-            matrix = np.int64(scratch.ctypes.data)
             for i in range(K):
                 for j in range(V):
                     store(matrix + j * column + i * size, load(scale, initial[0] + (program * K + i) * row + j * size))
@@ -356,6 +447,14 @@ def backward_kernel(WIDTH: int) -> Callable:
                 dk_t = at(dk, t, b, h)
                 beta_t = load(scale, at(beta, t, b, h))
                 decay_t = load(scale, at(decay, t, b, h))
+                for i in range(0, column, 64):
+                    prefetch(at(k, t + 2, b, h) + i)
+                    prefetch(at(dk, t + 2, b, h) + i)
+                    prefetch(at(dq, t + 2, b, h) + i)
+                for i in range(0, row, 64):
+                    prefetch(at(doutputs, t + 2, b, h) + i)
+                    prefetch(at(errors, t + 2, b, h) + i)
+                    prefetch(at(dv, t + 2, b, h) + i)
                 if is_set(at(starts, t, b, 0)):
                     for i in range(0, V * column, step):
                         store(matrix + i, zero)
@@ -371,7 +470,9 @@ def backward_kernel(WIDTH: int) -> Callable:
                     read, erase_part = zero, zero
                     for j in range(V):
                         s = load(zero, matrix + j * column + c)
-                        s = multiply(decay_t, multiply_add(load(scale, e_before + j * size), key, s))
+                        s = multiply_add(load(scale, e_before + j * size), key, s)
+                        if GATED:
+                            s = multiply(decay_t, s)
                         store(matrix + j * column + c, s)
                         read = multiply_add(load(scale, dy_t + j * size), s, read)
                         erase_part = multiply_add(load(scale, dv_t + j * size), s, erase_part)
@@ -441,8 +542,8 @@ class FastWeightScan(torch.autograd.Function):
         tensors = [q, k, v, beta, decay, episode_starts, initial, outputs, errors, doutputs, inner]
         tensors += [dq, dk, dv, dbeta, dbeta if dlog_decay is None else dlog_decay, dstate]
         with _threads(3 * q.numel() * v.shape[-1]):
-            backward_kernel(_width(sizes, q.dtype))(
-                *map(_rows, tensors), _number(ctx.scale, q.dtype), ctx.erase, ctx.gated, sizes
+            backward_kernel(_width(sizes, q.dtype), 32 // q.element_size(), ctx.gated)(
+                *map(_rows, tensors), _number(ctx.scale, q.dtype), ctx.erase, sizes
             )
         return dq, dk, dv, dbeta, dlog_decay, dstate, None, None, None
 
@@ -471,10 +572,10 @@ def _forward(
     tensors = q, k, v, beta, decay, episode_starts, initial, final, outputs, errors if save else errors.expand(v.shape)
     arguments = (*map(_rows, tensors), _number(scale, v.dtype), rule == "delta", sizes)
     if work < SERIAL_BELOW and not save:
-        forward_kernel(_width(sizes, v.dtype), False)(*arguments)
+        forward_kernel(_width(sizes, v.dtype), log_decay is not None, False)(*arguments)
     else:
         with _threads(work):
-            forward_kernel(_width(sizes, v.dtype), True)(*arguments)
+            forward_kernel(_width(sizes, v.dtype), log_decay is not None, True)(*arguments)
     return outputs, final, decay, errors
 
 
