@@ -28,7 +28,11 @@ from fwp_rl.state import State, state_leaves
 class MemoryActorCriticPolicy(ActorCriticPolicy):
     """Actor and critic that share one memory, trained by both losses.
 
-        observation -> features extractor -> encoder -> memory -> net_arch -> action distribution, value
+        observation -> features extractor -> encoder -+-> memory -+-> net_arch -> action distribution, value
+                                                      +-----------+
+
+    What to do often depends on what is seen now *and* what is remembered (is this the object that I saw?), so the
+    heads read both.
 
     The policy itself holds no run-time state: the state of the memory goes in and comes out of every call, so an
     evaluation in the middle of a rollout disturbs nothing.
@@ -86,7 +90,10 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             size = self.encoder_size
         self.memory = build_memory(self.memory_config, size, self.n_blocks)
         self.mlp_extractor = MlpExtractor(
-            self.memory.output_size, net_arch=self.net_arch, activation_fn=self.activation_fn, device=self.device
+            size + self.memory.output_size,
+            net_arch=self.net_arch,
+            activation_fn=self.activation_fn,
+            device=self.device,
         )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -96,8 +103,11 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             "encoder_size": self.encoder_size,
         }
 
-    def _encode(self, obs: PyTorchObs) -> Tensor:
-        return self.encoder(self.extract_features(obs))
+    def _step(self, obs: PyTorchObs, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
+        """What the heads read after one step, `[B, ...]`, and the new state."""
+        inputs = self.encoder(self.extract_features(obs))
+        outputs, state = self.memory.step(inputs, state, episode_starts)
+        return torch.cat([inputs, outputs], dim=-1), state
 
     def initial_state(self, batch_size: int) -> State:
         """State of the memory at the start of an episode, for `batch_size` environments."""
@@ -113,7 +123,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         :param episode_starts: bool `[B]`; where true the memory restarts before it reads `obs`.
         :return: Actions `[B, ...]`, values `[B, 1]`, log-probabilities `[B]` and the new state.
         """
-        latent, state = self.memory.step(self._encode(obs), state, episode_starts)
+        latent, state = self._step(obs, state, episode_starts)
         latent_pi, latent_vf = self.mlp_extractor(latent)
         distribution = self._get_action_dist_from_latent(latent_pi)
         actions = distribution.get_actions(deterministic=deterministic)
@@ -129,9 +139,9 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         :param actions: `[L * B, ...]`, time-major.
         :return: Values `[L * B, 1]`, log-probabilities and entropies `[L * B]`.
         """
-        inputs = self._encode(obs.observations).unflatten(0, obs.episode_starts.shape)
-        latent, _ = self.memory.scan(inputs, obs.state, obs.episode_starts)
-        latent_pi, latent_vf = self.mlp_extractor(latent.flatten(0, 1))
+        inputs = self.encoder(self.extract_features(obs.observations))
+        outputs, _ = self.memory.scan(inputs.unflatten(0, obs.episode_starts.shape), obs.state, obs.episode_starts)
+        latent_pi, latent_vf = self.mlp_extractor(torch.cat([inputs, outputs.flatten(0, 1)], dim=-1))
         distribution = self._get_action_dist_from_latent(latent_pi)
         return self.value_net(latent_vf), distribution.log_prob(actions), distribution.entropy()
 
@@ -139,12 +149,12 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         self, obs: PyTorchObs, state: State, episode_starts: Tensor
     ) -> tuple[Distribution, State]:
         """Action distribution for one step of all environments, and the new state."""
-        latent, state = self.memory.step(self._encode(obs), state, episode_starts)
+        latent, state = self._step(obs, state, episode_starts)
         return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(latent)), state
 
     def predict_values(self, obs: PyTorchObs, state: State, episode_starts: Tensor) -> Tensor:  # type: ignore[override]
         """Values `[B, 1]` for one step of all environments."""
-        latent, _ = self.memory.step(self._encode(obs), state, episode_starts)
+        latent, _ = self._step(obs, state, episode_starts)
         return self.value_net(self.mlp_extractor.forward_critic(latent))
 
     def predict(
