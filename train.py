@@ -1,6 +1,6 @@
 """Train an agent with a memory of your choice.
 
-    python train.py --env-id MiniGrid-MemoryS11-v0 memory:delta --memory.n-heads 4 --ppo.learning-rate 3e-4
+python train.py --env-id MiniGrid-MemoryS11-v0 memory:delta --memory.n-heads 4 --ppo.learning-rate 3e-4
 """
 
 import re
@@ -84,14 +84,14 @@ def _check_memory(arguments: list[str]) -> None:
         elif chosen is not None and argument.startswith("--memory."):
             option = argument.partition("=")[0].replace("_", "-")
             options = [f"--memory.{item.name.replace('_', '-')}" for item in fields(memory_configs()[chosen])]
-            if not option.startswith(tuple(options)) and f"--memory.{option[len('--memory.no-'):]}" not in options:
+            if not option.startswith(tuple(options)) and f"--memory.{option[len('--memory.no-') :]}" not in options:
                 known = f"it has {', '.join(options)}" if options else "it has none"
                 raise UsageError(f"memory:{chosen} has no option {option}; {known}")
 
 
 def _arguments_like(default: TrainConfig) -> Any:
     """TrainConfig as command line options, with the registered memories as choices and the values of `default`."""
-    memories = Union[  # noqa: UP007  (built at run time)
+    memories: Any = Union[  # noqa: UP007  (built at run time)
         tuple(Annotated[config, tyro.conf.subcommand(name)] for name, config in memory_configs().items())
     ]
     preset_options = " ".join(f"{key}={value}" for key, value in default.env_options.items())
@@ -102,7 +102,7 @@ def _arguments_like(default: TrainConfig) -> Any:
         preset: str | None = None
         """Take the settings of this preset instead of the task's own; `python -m agents list` names them."""
         env_options: Annotated[tuple[str, ...], tyro.conf.arg(help=options_help, metavar="NAME=VALUE")] = ()  # type: ignore[assignment]
-        memory: memories = default.memory  # type: ignore[valid-type]
+        memory: memories = default.memory
         run_dir: Path | None = None
         """Directory of this run. None: ROOT/<env>/<memory>/seed_<n>."""
         root: Path = Path("runs")

@@ -6,17 +6,13 @@ import io
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import tyro
 
 from agents.errors import AgentsError, InterruptedRunError, UsageError
 
-ParsedT = TypeVar("ParsedT")
-
 _FLAG = re.compile(r"--[a-zA-Z][\w.-]*")
-_BOX = "╭╮╰╯│─"
-_RULE = re.compile(r"^[\s│]*─{8,}[\s│]*$", re.MULTILINE)
 
 
 def parse(kind: Any, argv: Sequence[str], *, prog: str, description: str, **options: Any) -> Any:
@@ -51,7 +47,7 @@ def run(main: Callable[[], object]) -> int:
         return 130
     except BrokenPipeError:
         # The reader (head, less) has gone: nothing is wrong, and nothing more can be said.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 0
     return 0
 
@@ -78,23 +74,42 @@ def option_value(text: str) -> tuple[str, bool | int | float | str | None]:
 
 
 def _one_line(box: str, argv: Sequence[str], prog: str) -> str:
-    text = _RULE.split(box)[0]
-    text = " ".join("".join(" " if character in _BOX else character for character in text).split())
-    match = re.search(r"Unrecognized (?:or misplaced )?options:", text)
-    if match is None:
-        # "Value error Error parsing --seed: ..." and the like: the title of the box says nothing new
-        text = re.sub(r"^(Value error|Invalid choice|Missing argument|Missing subcommand|Parsing error) +", "", text)
-        if missing := re.match(r"Required options Missing from (.+?): (\S+) (.*)", text):
-            what = re.sub(r"\s*\(required\)", "", missing[3]).rstrip(".")
-            return f"{missing[1]} needs {missing[2]}: {what[:1].lower()}{what[1:]}"
-        text = re.sub(r"^Error parsing (\S+): (invalid literal for int\(\) with base 10: )", r"\1 takes a whole number, got ", text)
-        return re.sub(r"^Error parsing (\S+): (could not convert string to float: )", r"\1 takes a number, got ", text)
-    unknown = _first_unknown(text[match.end() :], argv)
+    parts = _parts(box)
+    text = parts[0]
+    if match := re.match(r"Unrecognized (?:or misplaced )?options:", text):
+        return _about_unknown(_first_unknown(text[match.end() :], argv), parts, prog)
+    if match := re.match(r"Missing from (.+?): (\S+) (.*)", text):
+        what = re.sub(r"\s*\(required\)", "", match[3]).rstrip(".")
+        return f"{match[1]} needs {match[2]}: {what[:1].lower()}{what[1:]}"
+    text = re.sub(
+        r"^Error parsing (\S+): invalid literal for int\(\) with base 10: ", r"\1 takes a whole number, got ", text
+    )
+    return re.sub(r"^Error parsing (\S+): could not convert string to float: ", r"\1 takes a number, got ", text)
+
+
+def _parts(box: str) -> list[str]:
+    """The text in tyro's box without its frame, drawn in Unicode or ASCII, cut where it has a horizontal line."""
+    parts = [""]
+    for line in box.splitlines():
+        bare = line.strip().strip("│|").strip()
+        if re.fullmatch(r"[─-]{4,}", bare):
+            parts.append("")
+        elif not line.startswith(("╭", "╰")):
+            parts[-1] = " ".join(f"{parts[-1]} {bare}".split())
+    # Without a frame the title is a part of its own: words without punctuation.
+    while len(parts) > 1 and re.fullmatch(r"[A-Za-z ]*", parts[0]):
+        parts.pop(0)
+    return parts
+
+
+def _about_unknown(unknown: str, parts: list[str], prog: str) -> str:
     if unknown.startswith("--"):
-        hint = nearest(unknown, _flags_near(box, unknown), prefix="; did you mean ")
-        return f"unknown option {unknown}{hint}" + ("" if hint else f"; {prog} --help lists them")
-    commands = re.search(r"Available subcommands:(.*)", re.sub(f"[{_BOX}]", " ", box.split("Perhaps")[0]), re.DOTALL)
-    names = re.findall(r"[\w:.-]+", commands.group(1).split("For full")[0]) if commands else []
+        suggested = next((part for part in parts if part.startswith("Perhaps you meant")), "")
+        flags = [flag for flag in _FLAG.findall(suggested) if flag not in ("--help", unknown)]
+        hint = nearest(unknown, flags, prefix="; did you mean ")
+        return f"unknown option {unknown}" + (hint or f"; {prog} --help lists them")
+    commands = next((part for part in parts if part.startswith("Available subcommands:")), "")
+    names = re.findall(r"[\w:.-]+", commands.partition(":")[2])
     hint = nearest(unknown, names, prefix="; did you mean ")
     known = f"; there are {', '.join(names)}" if names and not hint else ""
     return f"unknown argument {unknown!r}{hint}{known}"
@@ -102,9 +117,3 @@ def _one_line(box: str, argv: Sequence[str], prog: str) -> str:
 
 def _first_unknown(text: str, argv: Sequence[str]) -> str:
     return next((token for token in argv if token.split("=")[0] in re.split(r"[\s,]+", text)), text.split()[0])
-
-
-def _flags_near(box: str, unknown: str) -> list[str]:
-    """The options that tyro suggests; it looks through all subcommands."""
-    _, found, suggestions = box.partition("Perhaps you meant")
-    return [flag for flag in _FLAG.findall(suggestions) if flag not in ("--help", unknown)] if found else []

@@ -176,7 +176,9 @@ def _decode(annotation: Any, value: object, place: str) -> Any:
         items = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
         if len(items) != len(value):
             raise ConfigError(f"{place}: expected {len(items)} values, got {len(value)}")
-        return tuple(_decode(item, part, f"{place}[{i}]") for i, (item, part) in enumerate(zip(items, value, strict=True)))
+        return tuple(
+            _decode(item, part, f"{place}[{i}]") for i, (item, part) in enumerate(zip(items, value, strict=True))
+        )
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, dict):
             raise ConfigError(f"{place}: expected an object, got {value!r}")
@@ -204,7 +206,9 @@ def _decode_union(choices: tuple[Any, ...], value: object, place: str) -> Any:
             return _decode(choice, value, place)
         except ConfigError:
             continue
-    names = " or ".join("null" if choice is type(None) else getattr(choice, "__name__", str(choice)) for choice in choices)
+    names = " or ".join(
+        "null" if choice is type(None) else getattr(choice, "__name__", str(choice)) for choice in choices
+    )
     raise ConfigError(f"{place}: expected {names}, got {value!r}")
 
 

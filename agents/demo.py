@@ -114,7 +114,7 @@ def _show(progress: Progress, name: str, directory: Path) -> None:
         progress.update(name, last["step"], success=success, episode_return=mean)
 
 
-class _one_thread_for_children:  # noqa: N801  (used as a function)
+class _one_thread_for_children:
     """One thread for the numerical libraries of every process started in the `with` block."""
 
     _NAMES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")

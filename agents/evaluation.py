@@ -22,8 +22,9 @@ from agents.errors import RunFileError, UsageError
 from agents.runs import RunPaths, read_run
 
 if TYPE_CHECKING:
-    from fwp_rl.sb3 import MemoryActorCriticPolicy
     from stable_baselines3.common.vec_env import VecEnv
+
+    from fwp_rl.sb3 import MemoryActorCriticPolicy
 
 _CONFIDENCE_Z = 1.959963984540054  # 95 % of a normal distribution
 
@@ -181,7 +182,8 @@ def _play(
 ) -> list[Episode]:
     rows: dict[int, Episode] = {}
     returns, lengths = np.zeros(venv.num_envs), np.zeros(venv.num_envs, dtype=int)
-    observations, state = venv.reset(), None
+    observations: Any = venv.reset()
+    state: Any = None
     episode_starts = np.ones(venv.num_envs, dtype=bool)
     while len(rows) < len(seeds):
         actions, state = policy.predict(observations, state, episode_starts, deterministic=deterministic)

@@ -34,10 +34,12 @@ def _parameters(memory: object) -> int:
 
 
 def _tasks() -> list[tuple[str, str]]:
-    return [
-        (task.id, f"{task.description}; isolates {task.isolates}; options: {', '.join(task.options) or 'none'}")
-        for task in envs.TASKS.values()
-    ]
+    return [(task.id, f"{task.description}; isolates {task.isolates}{_options(task)}") for task in envs.TASKS.values()]
+
+
+def _options(task: envs.Task) -> str:
+    text = " ".join(f"{name}={value}" for name, value in task.options.items())
+    return f"; options: {text}" if text else ""
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

@@ -75,9 +75,7 @@ _PRESETS = {
     ),
     "CartPoleNoVel-v1": Preset(
         summary="Balance a pole without seeing any velocity.",
-        config=TrainConfig(
-            env_id="CartPoleNoVel-v1", ppo=_CONTROL_PPO, n_envs=8, total_timesteps=50_000
-        ),
+        config=TrainConfig(env_id="CartPoleNoVel-v1", ppo=_CONTROL_PPO, n_envs=8, total_timesteps=50_000),
     ),
     "PendulumNoVel-v1": Preset(
         summary="Swing up a pendulum without seeing its velocity.",
@@ -109,7 +107,10 @@ _PRESETS = {
     "fwp/TMaze-v0": Preset(
         summary="Remember one cue until the end of a corridor; tiny and vectorised.",
         config=TrainConfig(
-            env_id="fwp/TMaze-v0", ppo=dataclasses.replace(_MINIGRID_PPO, n_steps=64), n_envs=32, total_timesteps=300_000
+            env_id="fwp/TMaze-v0",
+            ppo=dataclasses.replace(_MINIGRID_PPO, n_steps=64),
+            n_envs=32,
+            total_timesteps=300_000,
         ),
     ),
     "fwp/RepeatPrevious-v0": Preset(
@@ -123,14 +124,13 @@ _PRESETS = {
     ),
     "generic": Preset(
         summary="Default for any other Gymnasium id.",
-        config=TrainConfig(
-            env_id="CartPole-v1", ppo=PPOConfig(learning_rate=5e-4), n_envs=8, total_timesteps=500_000
-        ),
+        config=TrainConfig(env_id="CartPole-v1", ppo=PPOConfig(learning_rate=5e-4), n_envs=8, total_timesteps=500_000),
     ),
     "debug": Preset(
         summary="Runs through everything in seconds; learns nothing worth having.",
         config=TrainConfig(
             env_id="fwp/RepeatPrevious-v0",
+            env_options={"k": 2, "episode_length": 8},
             ppo=PPOConfig(n_steps=32, n_epochs=1),
             n_envs=4,
             total_timesteps=512,

@@ -84,7 +84,12 @@ class Moment:
 
 
 def render_run(
-    directory: Path, out: Path | None = None, *, episodes: int = 1, seed: int = EVALUATION_SEED, deterministic: bool = True
+    directory: Path,
+    out: Path | None = None,
+    *,
+    episodes: int = 1,
+    seed: int = EVALUATION_SEED,
+    deterministic: bool = True,
 ) -> tuple[Path, str | None]:
     """Play episodes of a run and write them to `out`.
 
@@ -197,8 +202,18 @@ def _play(
         total, step = total + float(rewards[0]), step + 1
         if episode_starts[0]:  # the environment has started anew: its end was caught by `at_end`
             frame, view = ends[-1]
-            end = {"frame": frame, "view": view, "total": total, "outcome": _outcome(infos[0])}
-            moments.append(replace(moment, step=step, action="", value=None, **end))
+            moments.append(
+                replace(
+                    moment,
+                    step=step,
+                    frame=frame,
+                    view=view,
+                    action="",
+                    total=total,
+                    value=None,
+                    outcome=_outcome(infos[0]),
+                )
+            )
             total, step = 0.0, 0
     return moments
 
@@ -223,7 +238,11 @@ def _value(policy: "MemoryActorCriticPolicy", observations: Any, state: Any, epi
 def _to_tensors(state: Any, device: Any) -> Any:
     import torch
 
-    return tuple(_to_tensors(part, device) for part in state) if isinstance(state, tuple) else torch.as_tensor(state, device=device)
+    return (
+        tuple(_to_tensors(part, device) for part in state)
+        if isinstance(state, tuple)
+        else torch.as_tensor(state, device=device)
+    )
 
 
 def _frame(env: Any) -> np.ndarray:
@@ -330,9 +349,7 @@ def _draw_scale(picture: Image.Image, pen: ImageDraw.ImageDraw, scale: float, co
     pen.text((x + 150, y), f"{scale:+.2g}", font=_font(12), fill=_FAINT)
 
 
-def _draw_strip(
-    pen: ImageDraw.ImageDraw, changes: tuple[np.ndarray, list[int], int], corner: tuple[int, int]
-) -> None:
+def _draw_strip(pen: ImageDraw.ImageDraw, changes: tuple[np.ndarray, list[int], int], corner: tuple[int, int]) -> None:
     heights, starts, now = changes
     x, y = corner
     pen.text((x, y), "change of the memory in each step", font=_font(12), fill=_FAINT)
@@ -349,7 +366,10 @@ def _draw_strip(
     for start in starts:
         pen.line((x + round(start * pitch) - 1, y, x + round(start * pitch) - 1, bottom + 4), fill=_FAINT)
     pen.line((x, bottom, x + _MEMORY_WIDTH, bottom), fill=_LINE)
-    pen.rectangle((x + round(now * pitch), bottom + 1, x + round(now * pitch) + max(round(pitch) - 2, 1), bottom + 3), fill=_ACCENT)
+    pen.rectangle(
+        (x + round(now * pitch), bottom + 1, x + round(now * pitch) + max(round(pitch) - 2, 1), bottom + 3),
+        fill=_ACCENT,
+    )
 
 
 def _draw_caption(pen: ImageDraw.ImageDraw, moment: Moment, corner: tuple[int, int], width: int) -> None:
@@ -393,7 +413,9 @@ def _columns(blocks: Sequence[np.ndarray]) -> int:
 
     def side(columns: int) -> float:
         rows = -(-len(blocks) // columns)
-        return min((_MEMORY_WIDTH - _GAP * (columns - 1)) / columns / ratio, (_MEMORY_HEIGHT - _GAP * (rows - 1)) / rows)
+        return min(
+            (_MEMORY_WIDTH - _GAP * (columns - 1)) / columns / ratio, (_MEMORY_HEIGHT - _GAP * (rows - 1)) / rows
+        )
 
     return max(range(1, len(blocks) + 1), key=side)
 
@@ -443,7 +465,12 @@ def _write_mp4(path: Path, pictures: Sequence[Image.Image]) -> None:
 
     width, height = (size - size % 2 for size in pictures[0].size)
     writer = imageio_ffmpeg.write_frames(
-        str(path), (width, height), fps=_FRAMES_PER_SECOND, codec="libx264", macro_block_size=2, output_params=["-crf", "18"]
+        str(path),
+        (width, height),
+        fps=_FRAMES_PER_SECOND,
+        codec="libx264",
+        macro_block_size=2,
+        output_params=["-crf", "18"],
     )
     writer.send(None)
     still = [pictures[-1]] * round(_LAST_FRAME_SECONDS * _FRAMES_PER_SECOND)

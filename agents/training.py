@@ -12,7 +12,6 @@ import os
 import platform
 import shlex
 import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -38,7 +37,12 @@ from fwp_rl.sb3 import MemoryPPO, NonFiniteError
 
 
 def train(
-    config: TrainConfig, run_dir: Path | None = None, *, root: Path = Path("runs"), overwrite: bool = False, quiet: bool = False
+    config: TrainConfig,
+    run_dir: Path | None = None,
+    *,
+    root: Path = Path("runs"),
+    overwrite: bool = False,
+    quiet: bool = False,
 ) -> Path:
     """Train, and return the directory that holds the run.
 
@@ -95,49 +99,54 @@ class _Run:
     started: float = field(default_factory=time.monotonic)
 
     def learn(self, interrupts: Interrupts) -> None:
-        config, model = self.config, self.model
+        """Train to the end, to the target, or until a signal; whatever happens, save and close."""
         description = self._describe()
         write_json(self.paths.description, description)
-        if not self.quiet:
-            print(f"environment   {config.env_id}{_options_text(config)}\n{model.describe()}\nrun           {self.paths.directory}")
-            sys.stdout.flush()
-        rollout = config.n_envs * config.ppo.n_steps
-        total = -(-config.total_timesteps // rollout) * rollout
-        progress = Progress([memory_name(config.memory)], total, quiet=self.quiet)
+        self._introduce()
+        progress = Progress([memory_name(self.config.memory)], self._planned_steps(), quiet=self.quiet)
         metrics = MetricsFile(self.paths.metrics)
-        model.set_logger(
-            Logger(
-                str(self.paths.directory),
-                [_MetricsWriter(metrics, progress, self.started), TensorBoardOutputFormat(str(self.paths.directory))],
-            )
-        )
+        writers = [_MetricsWriter(metrics, progress, self.started), TensorBoardOutputFormat(str(self.paths.directory))]
+        self.model.set_logger(Logger(str(self.paths.directory), writers))
         status = "failed"
         try:
-            model.learn(config.total_timesteps, callback=_RunCallback(self, progress, interrupts))
+            self.model.learn(self.config.total_timesteps, callback=_RunCallback(self, progress, interrupts))
             status = "interrupted" if interrupts.received else "finished"
         except NonFiniteError as error:
             raise EnvironmentFaultError(str(error)) from error
         finally:
-            # An error on the way out must not hide the one that brought us here.
-            with contextlib.ExitStack() as closing:
+            with contextlib.ExitStack() as closing:  # each of these happens even if another one fails
                 closing.callback(lambda: write_json(self.paths.description, {**description, **self._ending(status)}))
                 closing.callback(metrics.close)
-                closing.callback(model.logger.close)
+                closing.callback(self.model.logger.close)
                 closing.callback(progress.close)
-                model.save(self.paths.model)
+                self.model.save(self.paths.model)
         self._say_goodbye(interrupts)
 
     def save(self, progress: Progress) -> None:
+        """Replace model.zip; a full disk is no reason to stop."""
         try:
             self.model.save(self.paths.model)
         except OSError as error:
             progress.note(f"could not save the model ({error.strerror or error}); the last one is intact, going on")
 
+    def _planned_steps(self) -> int:
+        """SB3 finishes the rollout that it has begun."""
+        rollout = self.config.n_envs * self.config.ppo.n_steps
+        return -(-self.config.total_timesteps // rollout) * rollout
+
+    def _introduce(self) -> None:
+        if not self.quiet:
+            print(f"environment   {self.config.env_id}{_options_text(self.config)}")
+            print(self.model.describe())
+            print(f"run           {self.paths.directory}", flush=True)
+
     def _say_goodbye(self, interrupts: Interrupts) -> None:
         evaluate = f"python -m agents evaluate {shlex.quote(str(self.paths.directory))}"
         took = f"{self.model.num_timesteps:,} steps in {format_seconds(time.monotonic() - self.started)}"
         if interrupts.received is not None:
-            raise InterruptedRunError(f"stopped after {took}, model saved; evaluate it: {evaluate}", interrupts.exit_code)
+            raise InterruptedRunError(
+                f"stopped after {took}, model saved; evaluate it: {evaluate}", interrupts.exit_code
+            )
         if not self.quiet:
             print(f"finished      {took}, model saved\nevaluate      {evaluate}", flush=True)
 
@@ -192,7 +201,7 @@ class _RunCallback(BaseCallback):
         config = self._run.config
         if config.ppo.ent_coef_final is not None:
             done = min(self.num_timesteps / config.total_timesteps, 1.0)
-            self.model.ent_coef = (1 - done) * config.ppo.ent_coef + done * config.ppo.ent_coef_final
+            self._run.model.ent_coef = (1 - done) * config.ppo.ent_coef + done * config.ppo.ent_coef_final
         if self.num_timesteps >= self._next_save:
             self._next_save = _next_multiple(config.save_every, self.num_timesteps)
             self._run.save(self._progress)
@@ -287,7 +296,7 @@ def _set_threads(threads: int | None) -> None:
     import numba
 
     torch.set_num_threads(threads)
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
 
 
 def _next_multiple(every: int, step: int) -> int:

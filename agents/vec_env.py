@@ -54,9 +54,7 @@ def seed_training(venv: VecEnv, seed: int) -> None:
     venv.seed(training_seed(seed))
 
 
-def vectorize(
-    makers: Sequence[Callable[[], gymnasium.Env]], previous_action: bool, previous_reward: bool
-) -> VecEnv:
+def vectorize(makers: Sequence[Callable[[], gymnasium.Env]], previous_action: bool, previous_reward: bool) -> VecEnv:
     """The environments one after the other, with the inputs that the agent gets besides the observation."""
     return add_inputs(DummyVecEnv(list(makers)), previous_action, previous_reward)
 

@@ -1,0 +1,37 @@
+import pytest
+
+from agents.errors import UsageError
+from agents.presets import preset_config, preset_for, preset_named, presets
+
+
+@pytest.mark.parametrize(
+    ("env_id", "preset"),
+    [
+        ("MiniGrid-MemoryS11-v0", "MiniGrid-MemoryS11-v0"),
+        ("MiniGrid-DoorKey-5x5-v0", "minigrid"),
+        ("BabyAI-GoToObj-v0", "minigrid"),
+        ("Acrobot-v1", "generic"),
+    ],
+)
+def test_every_task_has_a_preset(env_id: str, preset: str) -> None:
+    assert preset_for(env_id) == preset
+    assert preset_config(env_id, None).env_id == env_id
+
+
+def test_descriptions_say_what_the_memory_reads() -> None:
+    for preset in presets().values():
+        reads = preset.description.rpartition("Memory also reads: ")[2]
+        assert ("previous action" in reads) == preset.config.previous_action
+        assert ("previous reward" in reads) == preset.config.previous_reward
+
+
+def test_options_of_one_task_do_not_leak_into_another() -> None:
+    assert preset_config(None, "MiniGrid-MemoryS9-v0").env_options["view_size"] == 3
+    assert preset_config("MiniGrid-MemoryS13-v0", "MiniGrid-MemoryS9-v0").env_options["view_size"] == 3
+    assert preset_config("CartPole-v1", "MiniGrid-MemoryS9-v0").env_options == {}
+    assert preset_config("CartPole-v1", "debug").env_options == {}
+
+
+def test_an_unknown_preset_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"unknown preset 'debgu': nearest are debug$"):
+        preset_named("debgu")

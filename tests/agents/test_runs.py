@@ -1,0 +1,101 @@
+import errno
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agents.errors import RunFileError, UsageError
+from agents.runs import (
+    FORMAT,
+    VERSION,
+    MetricsFile,
+    create_run_directory,
+    default_directory,
+    read_metrics,
+    read_run,
+    write_json,
+)
+
+GOOD = {"format": FORMAT, "version": VERSION, "config": {}}
+
+
+def test_default_directory_is_safe_for_any_id() -> None:
+    assert default_directory(Path("runs"), "fwp/TMaze-v0", "delta", 3) == Path("runs/fwp-TMaze-v0/delta/seed_3")
+    assert default_directory(Path("runs"), "../../etc", "delta", 0) == Path("runs/etc/delta/seed_0")
+
+
+def test_an_existing_run_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    write_json(create_run_directory(tmp_path / "run", overwrite=False).description, GOOD)
+    with pytest.raises(UsageError, match="exists already: pass --overwrite, another --seed or another --run-dir"):
+        create_run_directory(tmp_path / "run", overwrite=False)
+    assert not any(create_run_directory(tmp_path / "run", overwrite=True).directory.iterdir())
+
+
+def test_overwrite_leaves_alone_what_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match="not a run"):
+        create_run_directory(tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not valid JSON"),
+        ('{"format": "fwp-run", "version": 1', "not valid JSON"),
+        ('{"format": "fwp-run", "version": 1, "steps": NaN}', "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ('{"format": "other"}', "does not describe a run"),
+        ("[]", "does not describe a run"),
+        ('{"format": "fwp-run", "version": 99}', "version 99"),
+        (" " * 1_000_001, "larger"),
+    ],
+)
+def test_a_damaged_description_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(RunFileError, match=message) as caught:
+        read_run(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_metrics_are_whole_strict_lines(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    metrics.append({"step": 1, "a": math.nan, "b": np.float32(0.5), "c": np.int64(3)})
+    metrics.append({"step": 2})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "half')  # as a reader sees a line that is being written
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "a": None, "b": 0.5, "c": 3}, {"step": 2}]
+    metrics.close()
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    metrics.append({"step": 1})
+    file = metrics._file
+
+    class FullDisk:
+        def write(self, data: bytes) -> int:
+            return file.write(data[:5])
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(file, name)
+
+    monkeypatch.setattr(metrics, "_file", FullDisk())
+    with pytest.raises(OSError, match="No space") as caught:
+        metrics.append({"step": 2})
+    assert caught.value.errno == errno.ENOSPC
+    monkeypatch.undo()
+    metrics.append({"step": 3})
+    metrics.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 3}]
+
+
+def test_write_json_keeps_the_old_file_if_it_fails(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    write_json(path, GOOD)
+    with pytest.raises(ValueError, match="Out of range"):
+        write_json(path, {"steps": math.inf})
+    assert json.loads(path.read_text()) == GOOD
+    assert [item.name for item in tmp_path.iterdir()] == ["run.json"]
