@@ -8,6 +8,7 @@ Reading never unpickles and never imports what a file names. Everything is check
 stranger can be refused, or can act badly; it cannot do more.
 """
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -25,14 +26,23 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from torch import nn
 
 from fwp_rl.registry import memory_configs, memory_name
-from fwp_rl.sb3.policies import MemoryActorCriticPolicy
+from fwp_rl.sb3.policies import (
+    MemoryActorCriticCnnPolicy,
+    MemoryActorCriticPolicy,
+    MultiInputMemoryActorCriticPolicy,
+)
 
 FORMAT_VERSION = 1
 ACTIVATIONS = {a.__name__: a for a in (nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU)}
 EXTRACTORS = {e.__name__: e for e in (FlattenExtractor, NatureCNN, CombinedExtractor)}
 MANIFEST, CONFIG, WEIGHTS = "portable/manifest.json", "portable/config.json", "portable/policy.safetensors"
-_LARGEST = {MANIFEST: 2**20, CONFIG: 2**24, WEIGHTS: 2**32}
-_LARGEST_SIZE = 2**16  # of a layer, a memory, a space: well above anything sensible, well below a memory bomb
+_POLICIES = (MemoryActorCriticPolicy, MemoryActorCriticCnnPolicy, MultiInputMemoryActorCriticPolicy)
+# Well above anything sensible, well below what fills a machine.
+_LARGEST = {MANIFEST: 2**20, CONFIG: 2**22, WEIGHTS: 2**32}  # bytes
+_LARGEST_SIZE = 2**16  # of a layer, a memory, a space
+_LARGEST_OBSERVATION = 2**22  # entries
+_MOST_KEYS = 256  # of a Dict observation
+_MOST_LAYERS = 64
 
 
 class ModelFileError(ValueError):
@@ -49,6 +59,8 @@ def write_portable(archive: zipfile.ZipFile, policy: MemoryActorCriticPolicy) ->
     :raises NotPortableError: the policy uses a class or a space that the format does not know; nothing was written.
     """
     config = json.dumps(_config_of(policy), indent=1, allow_nan=False).encode()
+    if len(config) > _LARGEST[CONFIG]:
+        raise NotPortableError(f"its description has {len(config)} bytes, more than {_LARGEST[CONFIG]}")
     weights = safetensors.torch.save({name: p.detach().cpu().contiguous() for name, p in _tensors(policy).items()})
     members = {CONFIG: config, WEIGHTS: weights}
     manifest = {
@@ -70,23 +82,32 @@ def load_policy(path: str | pathlib.Path, device: torch.device | str = "cpu") ->
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_beginning(archive)
             members = {name: _read(archive, name) for name in (MANIFEST, CONFIG, WEIGHTS)}
         _check_manifest(_parse(members[MANIFEST]), members)
-        policy = _policy_of(_parse(members[CONFIG]))
-        _load_weights(policy, safetensors.torch.load(members[WEIGHTS]))
+        policy = _load(_parse(members[CONFIG]), safetensors.torch.load(members[WEIGHTS]))
     except ModelFileError as error:
-        raise ModelFileError(f"{path}: {error}") from None
+        problem = str(error)
     except FileNotFoundError:
-        raise ModelFileError(f"{path}: no such file") from None
+        problem = "no such file"
     except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise ModelFileError(f"{path}: truncated or not a model file ({error})") from None
+        problem = f"truncated or not a model file ({error})"
     except SafetensorError as error:
-        raise ModelFileError(f"{path}: damaged weights ({error})") from None
-    # Whatever else a wrong config can make a constructor raise
-    except (KeyError, TypeError, ValueError, RuntimeError, AssertionError, OverflowError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelFileError(f"{path}: config does not describe a policy ({type(error).__name__}: {reason})") from None
-    return policy.to(device)
+        problem = f"damaged weights ({error})"
+    except Exception as error:  # whatever a wrong config can make a constructor raise
+        problem = f"config does not describe a policy ({type(error).__name__}: {error})"
+    else:
+        policy = policy.to(device)
+        if policy.use_sde:
+            policy.reset_noise()  # with the loaded spread, on the device
+        return policy
+    raise ModelFileError(f"{path}: {_one_line(problem)}")
+
+
+def _one_line(text: str) -> str:
+    """The first line of `text`, which may quote the file: nothing that moves a cursor, and not too much of it."""
+    line = "".join(c if c.isprintable() else "?" for c in (text.splitlines() or [""])[0])
+    return line if len(line) <= 300 else f"{line[:300]} ..."
 
 
 def _tensors(policy: MemoryActorCriticPolicy) -> dict[str, torch.Tensor]:
@@ -95,6 +116,8 @@ def _tensors(policy: MemoryActorCriticPolicy) -> dict[str, torch.Tensor]:
 
 
 def _config_of(policy: MemoryActorCriticPolicy) -> dict[str, Any]:
+    if type(policy) not in _POLICIES:
+        raise NotPortableError(f"{type(policy).__name__} is a policy class of its own")
     arguments = policy._get_constructor_parameters()
     try:
         name = memory_name(policy.memory_config)
@@ -140,9 +163,9 @@ def _encode_space(space: spaces.Space[Any]) -> dict[str, Any]:
         case spaces.Discrete():
             return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
         case spaces.MultiDiscrete():
-            return {"type": "MultiDiscrete", "nvec": space.nvec.tolist()}
+            return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
         case spaces.MultiBinary():
-            return {"type": "MultiBinary", "shape": list(space.shape)}
+            return {"type": "MultiBinary", "n": space.n if isinstance(space.n, int) else list(space.shape)}
         case spaces.Dict():
             return {"type": "Dict", "spaces": {key: _encode_space(part) for key, part in space.spaces.items()}}
     raise NotPortableError(f"space {type(space).__name__} has no portable form")
@@ -150,10 +173,8 @@ def _encode_space(space: spaces.Space[Any]) -> dict[str, Any]:
 
 def _encode_bound(bound: np.ndarray) -> Any:
     """One number if all entries are equal; infinities as text, for JSON has none."""
-    values = [float(x) if math.isfinite(x) else str(float(x)) for x in np.unique(bound).tolist()]
-    if len(values) == 1:
-        return values[0]
-    return [float(x) if math.isfinite(x) else str(float(x)) for x in bound.flatten().tolist()]
+    values = [x if math.isfinite(x) else str(x) for x in bound.flatten().tolist()]
+    return values[0] if len(set(values)) == 1 else values
 
 
 def _decode_space(code: dict[str, Any], depth: int = 0) -> spaces.Space[Any]:
@@ -162,8 +183,8 @@ def _decode_space(code: dict[str, Any], depth: int = 0) -> spaces.Space[Any]:
         raise ModelFileError("spaces are nested too deeply")
     if kind == "Box":
         shape = tuple(_size(n) for n in code.pop("shape"))
-        if math.prod(shape) > 2**24:
-            raise ModelFileError(f"observation of shape {shape} is too large")
+        if math.prod(shape) > _LARGEST_OBSERVATION:
+            raise ModelFileError(f"observations of more than {_LARGEST_OBSERVATION} numbers are refused")
         if code["dtype"] not in ("float32", "float64", "uint8", "int8", "int16", "int32", "int64"):
             raise ModelFileError(f"unknown dtype {code['dtype']!r}")
         dtype = np.dtype(code.pop("dtype"))
@@ -175,10 +196,18 @@ def _decode_space(code: dict[str, Any], depth: int = 0) -> spaces.Space[Any]:
     elif kind == "Discrete":
         space = spaces.Discrete(_size(code.pop("n")), start=_integer(code.pop("start")))
     elif kind == "MultiDiscrete":
-        space = spaces.MultiDiscrete([_size(n) for n in code.pop("nvec")])
+        nvec, start = code.pop("nvec"), code.pop("start")
+        space = spaces.MultiDiscrete([_size(n) for n in nvec], start=[_integer(n) for n in start])
     elif kind == "MultiBinary":
-        space = spaces.MultiBinary([_size(n) for n in code.pop("shape")])
+        n = code.pop("n")
+        space = spaces.MultiBinary([_size(x) for x in n] if isinstance(n, list) else _size(n))
     elif kind == "Dict":
+        parts = code["spaces"].values()
+        n_numbers = sum(math.prod(_size(n) for n in part.get("shape", [])) for part in parts)
+        if len(parts) > _MOST_KEYS or n_numbers > _LARGEST_OBSERVATION:
+            raise ModelFileError(
+                f"observations of more than {_MOST_KEYS} keys or {_LARGEST_OBSERVATION} numbers are refused"
+            )
         space = spaces.Dict({str(key): _decode_space(part, depth + 1) for key, part in code.pop("spaces").items()})
     else:
         raise ModelFileError(f"unknown space {kind!r}")
@@ -188,10 +217,37 @@ def _decode_space(code: dict[str, Any], depth: int = 0) -> spaces.Space[Any]:
 
 
 def _decode_bound(bound: Any) -> Any:
-    return [float(x) for x in bound] if isinstance(bound, list) else float(bound)
+    if isinstance(bound, list):
+        return [_decode_bound(x) for x in bound]
+    if bound in ("inf", "-inf"):
+        return float(bound)
+    if not isinstance(bound, int | float):
+        raise ModelFileError(f"expected a number or infinity as bound, got {bound!r}")
+    return bound
 
 
-def _policy_of(config: dict[str, Any]) -> MemoryActorCriticPolicy:
+def _load(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> MemoryActorCriticPolicy:
+    """The policy that `config` describes, with these weights."""
+    # First without memory, so that a config cannot ask for more than its file holds. State-dependent exploration
+    # draws numbers when it is built, which needs memory; it adds but the shape of log_std, checked below.
+    plain = {key: value for key, value in copy.deepcopy(config).items() if key not in _SDE_KEYS} | {"use_sde": False}
+    with torch.device("meta"):
+        shapes = _tensors(_policy_of(plain, optimizer_kwargs={}))
+    ignored = {"log_std"} if config.get("use_sde") else set()
+    _compare(
+        {name: tensor for name, tensor in shapes.items() if name not in ignored},
+        {name: tensor for name, tensor in weights.items() if name not in ignored},
+    )
+    policy = _policy_of(config, ortho_init=False)  # an initialisation that takes time, for weights to be replaced
+    own = _tensors(policy)
+    _compare(own, weights)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
+    return policy
+
+
+def _policy_of(config: dict[str, Any], **kwargs: Any) -> MemoryActorCriticPolicy:
     """Build the policy that `config` describes, with fresh weights."""
     memory = dict(config.pop("memory"))
     kind = memory.pop("type")
@@ -200,9 +256,11 @@ def _policy_of(config: dict[str, Any]) -> MemoryActorCriticPolicy:
     net_arch = config.pop("net_arch")
     encoder_size = config.pop("encoder_size")
     for layers in net_arch.values() if isinstance(net_arch, dict) else [net_arch]:
+        if len(layers) > _MOST_LAYERS:
+            raise ModelFileError(f"net_arch has {len(layers)} layers, more than {_MOST_LAYERS}")
         for size in layers:
             _size(size)
-    kwargs = {
+    kwargs |= {
         "memory": _memory_config(memory_configs()[kind], memory),
         "n_blocks": _size(config.pop("n_blocks"), 64),
         "encoder_size": None if encoder_size is None else _size(encoder_size),
@@ -255,8 +313,7 @@ def _size(value: Any, largest: int = _LARGEST_SIZE) -> int:
     return int(value)
 
 
-def _load_weights(policy: MemoryActorCriticPolicy, weights: dict[str, torch.Tensor]) -> None:
-    own = _tensors(policy)
+def _compare(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> None:
     if own.keys() != weights.keys():
         odd = sorted(own.keys() ^ weights.keys())
         raise ModelFileError(f"weights and config disagree about {', '.join(odd[:4])}")
@@ -268,9 +325,12 @@ def _load_weights(policy: MemoryActorCriticPolicy, weights: dict[str, torch.Tens
             )
         if not torch.isfinite(weights[name]).all():
             raise ModelFileError(f"{name} holds NaN or infinity")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(weights[name])
+
+
+def _check_beginning(archive: zipfile.ZipFile) -> None:
+    # In what is left of a truncated model, zipfile finds the directory of a weights file, itself a zip, in its middle.
+    if not archive.filelist or min(info.header_offset for info in archive.filelist) > 0:
+        raise zipfile.BadZipFile("its directory is not that of its beginning")
 
 
 def _read(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -280,6 +340,8 @@ def _read(archive: zipfile.ZipFile, name: str) -> bytes:
         raise ModelFileError("no portable part: written by plain Stable-Baselines3, or not a model") from None
     if info.file_size > _LARGEST[name]:
         raise ModelFileError(f"{name} claims {info.file_size} bytes")
+    if info.compress_type != zipfile.ZIP_STORED:  # so that it cannot grow
+        raise ModelFileError(f"{name} is compressed; we store it as it is")
     return archive.read(name)
 
 
