@@ -24,6 +24,11 @@ import numba  # isort: skip
 from numba import njit, prange, types  # isort: skip
 from numba.extending import intrinsic, models, register_model  # isort: skip
 
+AHEAD = 2
+"""Steps that prefetching looks ahead."""
+
+CACHE_LINE = 64
+
 SERIAL_BELOW = 2_000_000
 """Multiply-adds under which a second thread costs more than it brings (about 0.2 ms)."""
 
@@ -166,13 +171,14 @@ def at(typing, tensor, t, b, h):
 
 
 @intrinsic
-def size_of(typing, number):
-    """Bytes of a number."""
+def size_of(typing, value):
+    """Bytes of a number or a tile."""
+    bits = value.dtype.bitwidth * value.width if isinstance(value, Tile) else value.bitwidth
 
     def generate(context, builder, signature, args):
-        return ir.Constant(ir.IntType(64), number.bitwidth // 8)
+        return ir.Constant(ir.IntType(64), bits // 8)
 
-    return types.int64(number), generate
+    return types.int64(value), generate
 
 
 @intrinsic
@@ -241,245 +247,236 @@ def is_set(typing, address):
 
 # ------------------------------------------------------------------------------------------------------- kernels
 #
-# A tensor reaches a kernel as (address, stride of time, of batch, of head) in bytes; its last axis is dense. `scale`
-# carries the dtype. Loops over i and c run in bytes, too.
+# A tensor reaches a kernel as (address, stride of time, of batch, of head) in bytes; its last axis is dense. `zero` is
+# a tile of zeros and carries the type of all others; `scale` is a number and carries the type of all others. Loops
+# over i, j and c that load tiles run in bytes, too.
+
+
+@njit
+def _prefetch_rows(x, y, z, t, b, h, num_bytes):
+    # Rows of one program lie too far apart in memory for the hardware to guess the next.
+    for i in range(0, num_bytes, CACHE_LINE):
+        prefetch(at(x, t, b, h) + i)
+        prefetch(at(y, t, b, h) + i)
+        prefetch(at(z, t, b, h) + i)
+
+
+@njit
+def _fill(address, num_bytes, zero):
+    step = size_of(zero)
+    for i in range(0, num_bytes, step):
+        store(address + i, zero)
+
+
+@njit
+def _dot(x, y, num_bytes, zero):
+    products = zero
+    for i in range(0, num_bytes, size_of(zero)):
+        products = multiply_add(load(zero, x + i), load(zero, y + i), products)
+    return total(products)
+
+
+@njit(nogil=True)
+def _scan_forward(b, h, zero, q, k, v, beta, decay, starts, initial, state, outputs, errors, scale, erase, gated, sizes):
+    """All steps of one matrix, which lives in `state`; e = v - S'^T k goes to `errors`."""
+    steps, batch, heads, K, V = sizes
+    minus = constant(scale, -1)
+    size, step = size_of(scale), size_of(zero)
+    row, column = V * size, K * size
+    source, target = at(initial, b, h, 0), at(state, b, h, 0)
+    k_t, e_t, beta_t = at(k, 0, b, h), at(errors, 0, b, h), scale
+    pending = False
+    for t in range(steps):
+        k_before, e_before, beta_before = k_t, e_t, beta_t
+        k_t, e_t = at(k, t, b, h), at(errors, t, b, h)
+        q_t, v_t, y_t = at(q, t, b, h), at(v, t, b, h), at(outputs, t, b, h)
+        beta_t, decay_t = load(scale, at(beta, t, b, h)), load(scale, at(decay, t, b, h))
+        _prefetch_rows(q, k, k, t + AHEAD, b, h, column)
+        _prefetch_rows(v, outputs, errors, t + AHEAD, b, h, row)
+        if is_set(at(starts, t, b, 0)):
+            _fill(target, K * row, zero)
+            source, pending = target, False
+        if not pending:
+            k_before = k_t
+        kq = _dot(k_t, q_t, column, zero)
+        for c in range(0, row, step):
+            u = multiply(beta_before, load(zero, e_before + c)) if pending else zero
+            recalled, read = zero, zero
+            for i in range(K):
+                s = multiply_add(load(scale, k_before + i * size), u, load(zero, source + i * row + c))
+                if gated:
+                    s = multiply(decay_t, s)
+                store(target + i * row + c, s)
+                recalled = multiply_add(load(scale, k_t + i * size), s, recalled)
+                read = multiply_add(load(scale, q_t + i * size), s, read)
+            e = load(zero, v_t + c)
+            if erase:
+                e = multiply_add(minus, recalled, e)
+            store(e_t + c, e)
+            store(y_t + c, multiply(scale, multiply_add(kq, multiply(beta_t, e), read)))
+        source, pending = target, True
+    for c in range(0, row, step):
+        u = multiply(beta_t, load(zero, e_t + c))
+        for i in range(K):
+            s = multiply_add(load(scale, k_t + i * size), u, load(zero, target + i * row + c))
+            store(target + i * row + c, s)
+
+
+@njit(nogil=True)
+def _sweep_in_reverse(
+    b, h, zero, narrow, partials, q, k, v, beta, decay, starts, outputs, errors, doutputs, inner, dk, dv, dbeta,
+    ddecay, dstate, scale, erase, gated, sizes,
+):  # fmt: skip
+    """dS, which lives in `dstate`; all of dv and dbeta; of dk the part dS u.
+
+    dS_t = scale q dy^T + decay' (dS' - k' dv'^T), where ' is the step after.
+
+    The gradient of the decay needs no states: with inner = <dS, S> after the last step, <dS_t, S_t> and <dS'_t, S'_t>
+    differ by v . dv, and the step before adds y . dy.
+    """
+    steps, batch, heads, K, V = sizes
+    one, minus = constant(scale, 1), constant(scale, -1)
+    size, step, lanes = size_of(scale), size_of(zero), size_of(narrow)
+    row, column = V * size, K * size
+    gradient = at(dstate, b, h, 0)
+    _fill(partials, K * lanes, narrow)
+    inner_t = load(scale, at(inner, b, h, 0))
+    k_t, dv_t, decay_t = at(k, steps - 1, b, h), at(dv, steps - 1, b, h), one
+    pending = False
+    for t in range(steps - 1, -1, -1):
+        k_after, dv_after, decay_after = k_t, dv_t, decay_t
+        k_t, q_t, dk_t = at(k, t, b, h), at(q, t, b, h), at(dk, t, b, h)
+        dv_t, dy_t, e_t = at(dv, t, b, h), at(doutputs, t, b, h), at(errors, t, b, h)
+        beta_t, decay_t = load(scale, at(beta, t, b, h)), load(scale, at(decay, t, b, h))
+        _prefetch_rows(q, k, dk, t - AHEAD, b, h, column)
+        _prefetch_rows(doutputs, errors, dv, t - AHEAD, b, h, row)
+        if not pending:
+            k_after = k_t
+        strength = zero
+        for c in range(0, row, step):
+            erased = multiply(minus, load(zero, dv_after + c)) if pending and erase else zero
+            dy = multiply(scale, load(zero, dy_t + c))
+            e = load(zero, e_t + c)
+            u = multiply(beta_t, e)
+            du = zero
+            for i in range(K):
+                g = multiply_add(load(scale, k_after + i * size), erased, load(zero, gradient + i * row + c))
+                if gated:
+                    g = multiply(decay_after, g)
+                g = multiply_add(load(scale, q_t + i * size), dy, g)
+                store(gradient + i * row + c, g)
+                du = multiply_add(load(scale, k_t + i * size), g, du)
+                store(partials + i * lanes, fold_product(g, u, load(narrow, partials + i * lanes)))
+            store(dv_t + c, multiply(beta_t, du))
+            strength = multiply_add(du, e, strength)
+        store(at(dbeta, t, b, h), total(strength))
+        for i in range(0, K * lanes, lanes * (lanes // size)):
+            store(dk_t + i // (lanes // size), totals(narrow, partials + i))
+        _fill(partials, K * lanes, narrow)
+        start = is_set(at(starts, t, b, 0))
+        if gated:
+            inner_t += _dot(at(outputs, t, b, h), dy_t, row, zero) - _dot(at(v, t, b, h), dv_t, row, zero)
+            if start:
+                inner_t = one - one
+            store(at(ddecay, t, b, h), inner_t)
+        if start:
+            _fill(gradient, K * row, zero)
+        pending = not start
+    if pending:
+        for c in range(0, row, step):
+            erased = multiply(minus, load(zero, dv_t + c)) if erase else zero
+            for i in range(K):
+                g = multiply_add(load(scale, k_t + i * size), erased, load(zero, gradient + i * row + c))
+                store(gradient + i * row + c, multiply(decay_t, g))
+
+
+@njit(nogil=True)
+def _sweep_forward(
+    b, h, zero, matrix, k, beta, decay, starts, initial, errors, doutputs, dq, dk, dv, scale, erase, gated, sizes
+):
+    """All of dq = scale S dy, and of dk the part -S' dv; S^T, whose rows are columns of S, lives in `matrix`."""
+    steps, batch, heads, K, V = sizes
+    minus = constant(scale, -1)
+    size, step = size_of(scale), size_of(zero)
+    row, column = V * size, K * size
+    for i in range(K):
+        for j in range(V):
+            store(matrix + j * column + i * size, load(scale, at(initial, b, h, 0) + i * row + j * size))
+    k_t, e_t, beta_t = at(k, 0, b, h), at(errors, 0, b, h), scale
+    pending = False
+    for t in range(steps):
+        k_before, e_before, beta_before = k_t, e_t, beta_t
+        k_t, dq_t, dk_t = at(k, t, b, h), at(dq, t, b, h), at(dk, t, b, h)
+        e_t, dv_t, dy_t = at(errors, t, b, h), at(dv, t, b, h), at(doutputs, t, b, h)
+        beta_t, decay_t = load(scale, at(beta, t, b, h)), load(scale, at(decay, t, b, h))
+        _prefetch_rows(k, dk, dq, t + AHEAD, b, h, column)
+        _prefetch_rows(doutputs, errors, dv, t + AHEAD, b, h, row)
+        if is_set(at(starts, t, b, 0)):
+            _fill(matrix, V * column, zero)
+            pending = False
+        if not pending:
+            e_before = e_t
+        u_dy = beta_t * _dot(e_t, dy_t, row, zero)
+        for c in range(0, column, step):
+            key = multiply(beta_before, load(zero, k_before + c)) if pending else zero
+            read, erased = zero, zero
+            for j in range(V):
+                s = multiply_add(load(scale, e_before + j * size), key, load(zero, matrix + j * column + c))
+                if gated:
+                    s = multiply(decay_t, s)
+                store(matrix + j * column + c, s)
+                read = multiply_add(load(scale, dy_t + j * size), s, read)
+                erased = multiply_add(load(scale, dv_t + j * size), s, erased)
+            store(dq_t + c, multiply(scale, multiply_add(u_dy, load(zero, k_t + c), read)))
+            if erase:
+                store(dk_t + c, multiply_add(minus, erased, load(zero, dk_t + c)))
+        pending = True
 
 
 @functools.cache
-def forward_kernel(WIDTH: int, GATED: bool, PARALLEL: bool) -> Callable:
-    """The scan in tiles of WIDTH columns (K and V are multiples of it).
-
-    Of `errors`, e = v - S'^T k, only the last is kept where its stride of time is zero.
-    """
+def forward_kernel(WIDTH: int, PARALLEL: bool) -> Callable:
+    """The scan in tiles of WIDTH columns; K and V are multiples of it."""
 
     @njit(parallel=PARALLEL, cache=True, nogil=True)
-    def forward(q, k, v, beta, decay, starts, initial, state, outputs, errors, scale, erase, sizes):
-        steps, batch, heads, K, V = sizes
-        for program in prange(batch * heads):
+    def forward(q, k, v, beta, decay, starts, initial, state, outputs, errors, scale, erase, gated, sizes):
+        heads = sizes[2]
+        for program in prange(sizes[1] * heads):
             b = program // heads
             h = program - b * heads
-            zero, one, minus = zeros(scale, WIDTH), constant(scale, 1), constant(scale, -1)
-            size = size_of(scale)
-            step, row, column = WIDTH * size, V * size, K * size
-            target = state[0] + program * K * row
-            source = initial[0] + program * K * row
-            k_t = at(k, 0, b, h)
-            e_t = at(errors, 0, b, h)
-            beta_t = scale
-            pending = False
-            for t in range(steps):
-                k_before, e_before, beta_before = k_t, e_t, beta_t
-                k_t = at(k, t, b, h)
-                e_t = at(errors, t, b, h)
-                q_t = at(q, t, b, h)
-                v_t = at(v, t, b, h)
-                y_t = at(outputs, t, b, h)
-                beta_t = load(scale, at(beta, t, b, h))
-                decay_t = load(scale, at(decay, t, b, h))
-                for i in range(0, column, 64):
-                    prefetch(at(q, t + 2, b, h) + i)
-                    prefetch(at(k, t + 2, b, h) + i)
-                for i in range(0, row, 64):
-                    prefetch(at(v, t + 2, b, h) + i)
-                    prefetch(at(outputs, t + 2, b, h) + i)
-                    prefetch(at(errors, t + 2, b, h) + i)
-                if is_set(at(starts, t, b, 0)):
-                    for i in range(0, K * row, step):
-                        store(target + i, zero)
-                    source, pending = target, False
-                if not pending:
-                    k_before = k_t
-                products = zero
-                for i in range(0, column, step):
-                    products = multiply_add(load(zero, k_t + i), load(zero, q_t + i), products)
-                kq = total(products)
-                for c in range(0, row, step):
-                    u = multiply(beta_before, load(zero, e_before + c)) if pending else zero
-                    recalled, read = zero, zero
-                    for i in range(K):
-                        s = load(zero, source + i * row + c)
-                        s = multiply_add(load(scale, k_before + i * size), u, s)
-                        if GATED:
-                            s = multiply(decay_t, s)
-                        store(target + i * row + c, s)
-                        recalled = multiply_add(load(scale, k_t + i * size), s, recalled)
-                        read = multiply_add(load(scale, q_t + i * size), s, read)
-                    e = load(zero, v_t + c)
-                    if erase:
-                        e = multiply_add(minus, recalled, e)
-                    store(e_t + c, e)
-                    store(y_t + c, multiply(scale, multiply_add(kq, multiply(beta_t, e), read)))
-                source, pending = target, True
-            for c in range(0, row, step):
-                u = multiply(beta_t, load(zero, e_t + c))
-                for i in range(K):
-                    s = load(zero, target + i * row + c)
-                    store(target + i * row + c, multiply_add(load(scale, k_t + i * size), u, s))
+            _scan_forward(
+                b, h, zeros(scale, WIDTH), q, k, v, beta, decay, starts, initial, state, outputs, errors,
+                scale, erase, gated, sizes,
+            )  # fmt: skip
         return PARALLEL  # the cache tells kernels apart by what they close over
 
     return forward
 
 
 @functools.cache
-def backward_kernel(WIDTH: int, LANES: int, GATED: bool) -> Callable:
-    """The gradients: a sweep in reverse with dS in `dstate`, then a sweep forward with S^T in scratch memory.
-
-    `dstate` holds dL/dS of the last step and becomes that of the initial state. The gradient of the decay needs no
-    states: <dS_t, S_t> and <dS'_t, S'_t> differ by v . dv, and the next step back adds y . dy.
-    """
+def backward_kernel(WIDTH: int, LANES: int) -> Callable:
+    """The gradients; `dstate` holds that of the final state and becomes that of the initial one."""
 
     @njit(parallel=True, cache=True, nogil=True)
     def backward(
         q, k, v, beta, decay, starts, initial, outputs, errors, doutputs, inner, dq, dk, dv, dbeta, ddecay, dstate,
-        scale, erase, sizes,
+        scale, erase, gated, sizes,
     ):  # fmt: skip
-        steps, batch, heads, K, V = sizes
-        for program in prange(batch * heads):
+        heads, K, V = sizes[2:]
+        for program in prange(sizes[1] * heads):
             b = program // heads
             h = program - b * heads
-            zero, one, minus = zeros(scale, WIDTH), constant(scale, 1), constant(scale, -1)
-            size = size_of(scale)
-            narrow = zeros(scale, LANES)
-            step, row, column = WIDTH * size, V * size, K * size
-
-            scratch = np.empty(K * (V + LANES), np.float64)
+            zero, narrow = zeros(scale, WIDTH), zeros(scale, LANES)
+            scratch = np.empty(K * (V + LANES) * size_of(scale), np.uint8)
             matrix = np.int64(scratch.ctypes.data)
-            partials = matrix + V * column
-            for i in range(0, column * LANES, step):
-                store(partials + i, zero)
-
-            # In reverse: dS_t = scale q dy^T + decay' (dS' - k' dv'^T), where ' is the step after.
-            gradient = dstate[0] + program * K * row
-            inner_t = load(scale, at(inner, 0, b, h))
-            t = steps - 1
-            k_t = at(k, t, b, h)
-            dv_t = at(dv, t, b, h)
-            decay_t = one
-            pending = False
-            for t in range(steps - 1, -1, -1):
-                k_after, dv_after, decay_after = k_t, dv_t, decay_t
-                k_t = at(k, t, b, h)
-                dv_t = at(dv, t, b, h)
-                q_t = at(q, t, b, h)
-                v_t = at(v, t, b, h)
-                y_t = at(outputs, t, b, h)
-                dy_t = at(doutputs, t, b, h)
-                e_t = at(errors, t, b, h)
-                dk_t = at(dk, t, b, h)
-                beta_t = load(scale, at(beta, t, b, h))
-                decay_t = load(scale, at(decay, t, b, h))
-                start = is_set(at(starts, t, b, 0))
-                for i in range(0, column, 64):
-                    prefetch(at(q, t - 2, b, h) + i)
-                    prefetch(at(k, t - 2, b, h) + i)
-                    prefetch(at(dk, t - 2, b, h) + i)
-                for i in range(0, row, 64):
-                    prefetch(at(doutputs, t - 2, b, h) + i)
-                    prefetch(at(errors, t - 2, b, h) + i)
-                    prefetch(at(dv, t - 2, b, h) + i)
-                if not pending:
-                    k_after = k_t
-                write, read = zero, zero
-                strength = zero
-                for c in range(0, row, step):
-                    erased = multiply(minus, load(zero, dv_after + c)) if pending and erase else zero
-                    dy = multiply(scale, load(zero, dy_t + c))
-                    e = load(zero, e_t + c)
-                    u = multiply(beta_t, e)
-                    du = zero
-                    for i in range(K):
-                        g = load(zero, gradient + i * row + c)
-                        g = multiply_add(load(scale, k_after + i * size), erased, g)
-                        if GATED:
-                            g = multiply(decay_after, g)
-                        g = multiply_add(load(scale, q_t + i * size), dy, g)
-                        store(gradient + i * row + c, g)
-                        du = multiply_add(load(scale, k_t + i * size), g, du)
-                        partial = partials + i * LANES * size
-                        store(partial, fold_product(g, u, load(narrow, partial)))
-                    dv_c = multiply(beta_t, du)
-                    store(dv_t + c, dv_c)
-                    strength = multiply_add(du, e, strength)
-                    if GATED:
-                        write = multiply_add(load(zero, v_t + c), dv_c, write)
-                        read = multiply_add(load(zero, y_t + c), load(zero, dy_t + c), read)
-                for i in range(0, K, LANES):
-                    partial = partials + i * LANES * size
-                    store(dk_t + i * size, totals(narrow, partial))
-                    for _ in range(LANES):
-                        store(partial, narrow)
-                        partial += LANES * size
-                store(at(dbeta, t, b, h), total(strength))
-                if GATED:
-                    inner_t = inner_t + total(read) - total(write)
-                    if start:
-                        inner_t = one - one
-                    store(at(ddecay, t, b, h), inner_t)
-                pending = not start
-                if start:
-                    decay_t = one
-                    for i in range(0, K * row, step):
-                        store(gradient + i, zero)
-            for c in range(0, row, step):
-                erased = multiply(minus, load(zero, dv_t + c)) if pending and erase else zero
-                for i in range(K):
-                    g = load(zero, gradient + i * row + c)
-                    g = multiply_add(load(scale, k_t + i * size), erased, g)
-                    if GATED:
-                        g = multiply(decay_t, g)
-                    store(gradient + i * row + c, g)
-
-            # Forward: dq = scale S_t dy and the part of dk that is -S' dv, columns of S^T.
-            for i in range(K):
-                for j in range(V):
-                    store(matrix + j * column + i * size, load(scale, initial[0] + (program * K + i) * row + j * size))
-            k_t = at(k, 0, b, h)
-            e_t = at(errors, 0, b, h)
-            beta_t = scale
-            pending = False
-            for t in range(steps):
-                k_before, e_before, beta_before = k_t, e_t, beta_t
-                k_t = at(k, t, b, h)
-                e_t = at(errors, t, b, h)
-                dv_t = at(dv, t, b, h)
-                dy_t = at(doutputs, t, b, h)
-                dq_t = at(dq, t, b, h)
-                dk_t = at(dk, t, b, h)
-                beta_t = load(scale, at(beta, t, b, h))
-                decay_t = load(scale, at(decay, t, b, h))
-                for i in range(0, column, 64):
-                    prefetch(at(k, t + 2, b, h) + i)
-                    prefetch(at(dk, t + 2, b, h) + i)
-                    prefetch(at(dq, t + 2, b, h) + i)
-                for i in range(0, row, 64):
-                    prefetch(at(doutputs, t + 2, b, h) + i)
-                    prefetch(at(errors, t + 2, b, h) + i)
-                    prefetch(at(dv, t + 2, b, h) + i)
-                if is_set(at(starts, t, b, 0)):
-                    for i in range(0, V * column, step):
-                        store(matrix + i, zero)
-                    pending = False
-                if not pending:
-                    e_before = e_t
-                products = zero
-                for j in range(0, row, step):
-                    products = multiply_add(load(zero, e_t + j), load(zero, dy_t + j), products)
-                u_dy = beta_t * total(products)
-                for c in range(0, column, step):
-                    key = multiply(beta_before, load(zero, k_before + c)) if pending else zero
-                    read, erase_part = zero, zero
-                    for j in range(V):
-                        s = load(zero, matrix + j * column + c)
-                        s = multiply_add(load(scale, e_before + j * size), key, s)
-                        if GATED:
-                            s = multiply(decay_t, s)
-                        store(matrix + j * column + c, s)
-                        read = multiply_add(load(scale, dy_t + j * size), s, read)
-                        erase_part = multiply_add(load(scale, dv_t + j * size), s, erase_part)
-                    store(dq_t + c, multiply(scale, multiply_add(u_dy, load(zero, k_t + c), read)))
-                    if erase:
-                        store(dk_t + c, multiply_add(minus, erase_part, load(zero, dk_t + c)))
-                pending = True
+            partials = matrix + K * V * size_of(scale)
+            _sweep_in_reverse(
+                b, h, zero, narrow, partials, q, k, v, beta, decay, starts, outputs, errors, doutputs, inner,
+                dk, dv, dbeta, ddecay, dstate, scale, erase, gated, sizes,
+            )  # fmt: skip
+            _sweep_forward(
+                b, h, zero, matrix, k, beta, decay, starts, initial, errors, doutputs, dq, dk, dv,
+                scale, erase, gated, sizes,
+            )  # fmt: skip
 
     return backward
 
@@ -534,7 +531,7 @@ class FastWeightScan(torch.autograd.Function):
         q, k, v, beta, decay, state, episode_starts, errors, outputs, final = ctx.saved_tensors
         doutputs = torch.zeros_like(errors) if doutputs is None else _dense(doutputs)
         dstate = torch.zeros_like(state) if dfinal is None else dfinal.clone(memory_format=torch.contiguous_format)
-        inner = (dstate * final).sum((-1, -2))[None]
+        inner = (dstate * final).sum((-1, -2))
         dq, dk, dv, dbeta = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v, beta))
         dlog_decay = torch.empty_like(dbeta) if ctx.gated else None
         sizes = *q.shape, v.shape[-1]
@@ -542,8 +539,8 @@ class FastWeightScan(torch.autograd.Function):
         tensors = [q, k, v, beta, decay, episode_starts, initial, outputs, errors, doutputs, inner]
         tensors += [dq, dk, dv, dbeta, dbeta if dlog_decay is None else dlog_decay, dstate]
         with _threads(3 * q.numel() * v.shape[-1]):
-            backward_kernel(_width(sizes, q.dtype), 32 // q.element_size(), ctx.gated)(
-                *map(_rows, tensors), _number(ctx.scale, q.dtype), ctx.erase, sizes
+            backward_kernel(_width(sizes, q.dtype), 32 // q.element_size())(
+                *map(_rows, tensors), _number(ctx.scale, q.dtype), ctx.erase, ctx.gated, sizes
             )
         return dq, dk, dv, dbeta, dlog_decay, dstate, None, None, None
 
@@ -570,12 +567,12 @@ def _forward(
     final = torch.empty(initial.shape, dtype=v.dtype)
     decay = _ones(v.dtype).expand(beta.shape) if log_decay is None else log_decay.exp()
     tensors = q, k, v, beta, decay, episode_starts, initial, final, outputs, errors if save else errors.expand(v.shape)
-    arguments = (*map(_rows, tensors), _number(scale, v.dtype), rule == "delta", sizes)
+    arguments = (*map(_rows, tensors), _number(scale, v.dtype), rule == "delta", log_decay is not None, sizes)
     if work < SERIAL_BELOW and not save:
-        forward_kernel(_width(sizes, v.dtype), log_decay is not None, False)(*arguments)
+        forward_kernel(_width(sizes, v.dtype), False)(*arguments)
     else:
         with _threads(work):
-            forward_kernel(_width(sizes, v.dtype), log_decay is not None, True)(*arguments)
+            forward_kernel(_width(sizes, v.dtype), True)(*arguments)
     return outputs, final, decay, errors
 
 
