@@ -26,10 +26,9 @@ class PreviousInputs(VecEnvWrapper):
         old = venv.observation_space
         parts: dict[str, spaces.Space[Any]] = dict(old.spaces) if isinstance(old, spaces.Dict) else {"observation": old}
         if action:
-            size = len(_encode(venv.action_space, _some_action(venv.action_space)[None])[0])
             bound = np.inf if isinstance(venv.action_space, spaces.Box) else 1.0
             low = -bound if isinstance(venv.action_space, spaces.Box) else 0.0
-            parts["previous_action"] = spaces.Box(low, bound, (size,), np.float32)
+            parts["previous_action"] = spaces.Box(low, bound, (spaces.flatdim(venv.action_space),), np.float32)
         if reward:
             parts["previous_reward"] = spaces.Box(-np.inf, np.inf, (1,), np.float32)
         super().__init__(venv, observation_space=spaces.Dict(parts))
@@ -51,7 +50,7 @@ class PreviousInputs(VecEnvWrapper):
         obs, rewards, dones, infos = self.venv.step_wait()
         if dones.any():
             known = np.ones(1, dtype=bool)
-            for i in np.flatnonzero(dones):
+            for i in np.flatnonzero(dones).tolist():
                 if "terminal_observation" in infos[i]:
                     row = self._extend(_batch_of_one(infos[i]["terminal_observation"]), rewards[i : i + 1], known, i)
                     infos[i]["terminal_observation"] = {key: array[0] for key, array in row.items()}
@@ -77,16 +76,12 @@ def _batch_of_one(obs: Any) -> Any:
     return {key: value[None] for key, value in obs.items()} if isinstance(obs, dict) else np.asarray(obs)[None]
 
 
-def _some_action(space: spaces.Space[Any]) -> np.ndarray:
-    return np.zeros(space.shape or (), dtype=space.dtype)
-
-
 def _encode(space: spaces.Space[Any], actions: np.ndarray) -> np.ndarray:
     """Actions `[N, ...]` as float32 `[N, size]`."""
     if isinstance(space, spaces.Discrete):
         return np.eye(int(space.n), dtype=np.float32)[actions - int(space.start)]
     if isinstance(space, spaces.MultiDiscrete):
-        actions = actions.reshape(len(actions), -1)
+        actions = (actions - space.start).reshape(len(actions), -1)
         columns = [np.eye(int(n), dtype=np.float32)[actions[:, i]] for i, n in enumerate(space.nvec.flatten())]
         return np.concatenate(columns, axis=1)
     return actions.reshape(len(actions), -1).astype(np.float32)
