@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from fwp_rl.layers import spaced_time_constants
 from fwp_rl.memory import Memory, MemoryConfig
-from fwp_rl.ops.rnn_scan import lstm_scan, project_inputs
+from fwp_rl.ops.rnn_scan import full_precision, lstm_scan, project_inputs
 from fwp_rl.registry import register
 from fwp_rl.state import State
 
@@ -25,6 +26,7 @@ class LSTMConfig(MemoryConfig):
             raise ValueError(f"hidden_size must be at least 1, got {self.hidden_size}")
 
     def build(self, input_size: int) -> "LSTMMemory":
+        """See `MemoryConfig.build`."""
         return LSTMMemory(input_size, self)
 
 
@@ -44,11 +46,15 @@ class LSTMMemory(Memory):
         with torch.no_grad():
             for gate in (*self.weight_ih.chunk(4), *self.weight_hh.chunk(4)):
                 nn.init.orthogonal_(gate)
-            # sigmoid(1) = 0.73 instead of 0.5: a fresh cell keeps its content, and its gradient, for several steps
-            # more, so that there is something to learn from (Gers et al. 2000; Jozefowicz et al. 2015).
-            self.bias_ih.chunk(4)[1].fill_(1.0)
+            # Chrono initialisation (Tallec & Ollivier 2018): with a forget bias of log(tau - 1) a cell keeps its content
+            # for about tau steps, so that there is something to learn from; the input gate starts less open the longer
+            # the cell remembers. Half of the paper's input bias: with all of it a single cue hardly gets in.
+            forget = torch.log(spaced_time_constants(config.hidden_size, 3.0, 100.0) - 1)
+            self.bias_ih.chunk(4)[0].copy_(-forget / 2)
+            self.bias_ih.chunk(4)[1].copy_(forget)
 
     def initial_state(self, batch_size: int) -> State:
+        """See `Memory.initial_state`."""
         dtype = torch.promote_types(self.weight_hh.dtype, torch.float32)
         shape = (batch_size, self.output_size)
         device = self.weight_hh.device
@@ -57,5 +63,17 @@ class LSTMMemory(Memory):
     def scan(
         self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
     ) -> tuple[Float[Tensor, "T B O"], State]:
+        """See `Memory.scan`."""
         projected = project_inputs(inputs, self.weight_ih, self.bias_ih, state[0].dtype)
         return lstm_scan(projected, self.weight_hh, self.bias_hh, state, episode_starts)
+
+    def step(
+        self, inputs: Float[Tensor, "B D"], state: State, episode_starts: Bool[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B O"], State]:
+        """See `Memory.step`; torch's cell, which need not lay out the weights for a whole sequence."""
+        restart = episode_starts[:, None]
+        h, c = (leaf.masked_fill(restart, 0) for leaf in state)
+        with full_precision(inputs.device):
+            parameters = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+            h, c = torch.lstm_cell(inputs.to(h.dtype), (h, c), *(parameter.to(h.dtype) for parameter in parameters))
+        return h, (h, c)

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fwp_rl.memory import Memory, MemoryConfig
-from fwp_rl.ops.rnn_scan import project_inputs, rnn_scan
+from fwp_rl.ops.rnn_scan import full_precision, project_inputs, rnn_scan
 from fwp_rl.registry import register
 from fwp_rl.state import State
 
@@ -25,6 +25,7 @@ class RNNConfig(MemoryConfig):
             raise ValueError(f"hidden_size must be at least 1, got {self.hidden_size}")
 
     def build(self, input_size: int) -> "RNNMemory":
+        """See `MemoryConfig.build`."""
         return RNNMemory(input_size, self)
 
 
@@ -46,11 +47,23 @@ class RNNMemory(Memory):
         nn.init.orthogonal_(self.weight_hh)
 
     def initial_state(self, batch_size: int) -> State:
+        """See `Memory.initial_state`."""
         dtype = torch.promote_types(self.weight_hh.dtype, torch.float32)
         return torch.zeros(batch_size, self.output_size, dtype=dtype, device=self.weight_hh.device)
 
     def scan(
         self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
     ) -> tuple[Float[Tensor, "T B O"], State]:
+        """See `Memory.scan`."""
         projected = project_inputs(inputs, self.weight_ih, self.bias_ih, state.dtype)
         return rnn_scan(projected, self.weight_hh, self.bias_hh, state, episode_starts)
+
+    def step(
+        self, inputs: Float[Tensor, "B D"], state: State, episode_starts: Bool[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B O"], State]:
+        """See `Memory.step`; torch's cell, which need not lay out the weights for a whole sequence."""
+        h = state.masked_fill(episode_starts[:, None], 0)
+        with full_precision(inputs.device):
+            parameters = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+            h = torch.rnn_tanh_cell(inputs.to(h.dtype), h, *(parameter.to(h.dtype) for parameter in parameters))
+        return h, h

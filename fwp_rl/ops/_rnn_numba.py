@@ -17,8 +17,6 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
-from fwp_rl.ops.rnn_scan import full_precision
-
 import numba  # isort: skip
 from numba import njit, prange, types  # isort: skip
 from llvmlite import ir  # isort: skip
@@ -493,6 +491,11 @@ class _RNNScan(torch.autograd.Function):
 # -------------------------------------------------------------------------------------------------- doors and plumbing
 
 
+def compile_probe() -> None:
+    """Compile, or load, the part of the kernels that is most likely to fail."""
+    _product(np.zeros((1, 16), np.float32), np.zeros((1, 3), np.float32), np.zeros((1, 3, 16), np.float32))
+
+
 def lstm_scan(
     projected: Tensor, weight_hh: Tensor, bias_hh: Tensor, h: Tensor, c: Tensor, episode_starts: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -556,5 +559,4 @@ def _own_gradient(gradient: Tensor | None, like: Tensor) -> Tensor:
 def _parameter_gradients(d_recurrent: Tensor, previous_h: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of weight_hh and bias_hh from those of weight_hh @ h + bias_hh."""
     d_recurrent = d_recurrent.flatten(0, 1)
-    with full_precision(d_recurrent.device):
-        return d_recurrent.t() @ previous_h.flatten(0, 1), d_recurrent.sum(0)
+    return d_recurrent.t() @ previous_h.flatten(0, 1), d_recurrent.sum(0)

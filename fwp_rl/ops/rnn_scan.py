@@ -16,6 +16,7 @@ autocast mode and the dtype of the other arguments.
 
 import functools
 import importlib
+import logging
 import os
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -29,8 +30,10 @@ from torch.nn import functional
 
 RnnBackend = Literal["auto", "reference", "numba"]
 
-_REFERENCE = "fwp_rl.ops._rnn_reference"
-_NUMBA = "fwp_rl.ops._rnn_numba"
+logger = logging.getLogger(__name__)
+
+# Imported by name when they are needed: numba is slow to import.
+_MODULES = {"reference": "fwp_rl.ops._rnn_reference", "numba": "fwp_rl.ops._rnn_numba"}
 # FWP_RL_BACKEND speaks to every operator; these are values that only others implement.
 _BACKENDS_OF_OTHER_OPERATORS = ("chunked", "triton")
 
@@ -104,14 +107,14 @@ def project_inputs(
         return functional.linear(inputs.to(dtype), weight_ih.to(dtype), bias_ih.to(dtype))
 
 
-def full_precision(device: torch.device) -> AbstractContextManager:
+def full_precision(device: torch.device) -> AbstractContextManager[torch.autocast | None]:
     """Autocast off: rounding to bfloat16 at every step would add up over the sequence."""
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 
 
-def resolve_backend(backend: RnnBackend, device: torch.device) -> Literal["reference", "numba"]:
+def resolve_backend(backend: str, device: torch.device) -> str:
     """The backend that runs: an explicit one is obeyed or raises with the reason, "auto" chooses.
 
     The environment variable FWP_RL_BACKEND decides where the caller left "auto".
@@ -119,40 +122,47 @@ def resolve_backend(backend: RnnBackend, device: torch.device) -> Literal["refer
     source = f"backend={backend!r}"
     if backend == "auto":
         backend = os.environ.get("FWP_RL_BACKEND", "auto")
-        source = f"FWP_RL_BACKEND={backend}"
-    if backend in _BACKENDS_OF_OTHER_OPERATORS and source.startswith("FWP_RL_BACKEND"):
-        return "reference"
-    if backend not in ("auto", "reference", "numba"):
-        raise ValueError(f"{source}: expected auto, reference or numba")
-    if backend == "reference" or (backend == "auto" and device.type != "cpu"):
-        return "reference"
-    problem = f"it runs on the CPU, the state is on {device}" if device.type != "cpu" else _numba_problem()
-    if problem is None:
-        return "numba"
+        source = f"FWP_RL_BACKEND={backend!r}"
+        if backend in _BACKENDS_OF_OTHER_OPERATORS:
+            return "reference"
+    if backend == "auto":
+        return _choose(device.type)
+    if backend not in _MODULES:
+        raise ValueError(f"{source} is no backend: expected auto, {', '.join(_MODULES)}")
     if backend == "numba":
-        raise RuntimeError(f"{source} cannot run: {problem}")
-    _warn_fallback(problem)
-    return "reference"
+        problem = _numba_problem() if device.type == "cpu" else f"it runs on the CPU, the state is on {device}"
+        if problem:
+            raise RuntimeError(f"{source} cannot run: {problem}; use backend='auto'")
+    return backend
 
 
-def _implementation(backend: RnnBackend, device: torch.device) -> ModuleType:
-    return importlib.import_module(_NUMBA if resolve_backend(backend, device) == "numba" else _REFERENCE)
+def _implementation(backend: str, device: torch.device) -> ModuleType:
+    return importlib.import_module(_MODULES[resolve_backend(backend, device)])
+
+
+@functools.cache
+def _choose(device_type: str) -> str:
+    backend = "reference"
+    if device_type == "cpu":
+        problem = _numba_problem()
+        if problem is None:
+            backend = "numba"
+        else:
+            message = f"recurrent scans run many times slower, step by step: numba kernels failed ({problem})"
+            warnings.warn(message, stacklevel=5)
+    logger.info("recurrent scans run on %s with the %s backend", device_type, backend)
+    return backend
 
 
 @functools.cache
 def _numba_problem() -> str | None:
-    # Anything can go wrong in here (no numba, a torch-numba clash, a cache directory that cannot be written), and all
-    # of it has the same cure: the reference.
+    # Anything can go wrong in here (no numba, a numba that does not know this numpy, a cache that cannot be written),
+    # and all of it has the same cure: torch.
     try:
-        importlib.import_module(_NUMBA)
-    except Exception as error:  # noqa: BLE001
+        importlib.import_module(_MODULES["numba"]).compile_probe()
+    except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None
-
-
-@functools.cache
-def _warn_fallback(problem: str) -> None:
-    warnings.warn(f"recurrent scans run as slow torch loops: numba kernels failed ({problem})", stacklevel=4)
 
 
 def _check(
@@ -183,6 +193,6 @@ def _check(
             raise ValueError(f"state must be float32 (or float64), got {state.dtype}")
     if episode_starts.dtype != torch.bool:
         raise ValueError(f"episode_starts must be bool[T, B], got {episode_starts.dtype}")
-    devices = {tensor.device for tensor in (projected, weight_hh, bias_hh, episode_starts, *states)}
-    if len(devices) > 1:
-        raise ValueError(f"all tensors must be on one device, got {', '.join(sorted(map(str, devices)))}")
+    for name, tensor in (("projected", projected), ("weight_hh", weight_hh), ("episode_starts", episode_starts)):
+        if tensor.device != states[0].device:
+            raise ValueError(f"{name} is on {tensor.device}, the state on {states[0].device}")
