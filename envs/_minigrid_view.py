@@ -11,7 +11,7 @@ import numpy as np
 OBJECT, COLOR, STATE, OPAQUE = range(4)
 EMPTY, WALL, GREY = 1, 2, 5
 N_OBJECTS, N_COLORS, N_STATES = 11, 6, 3
-N_CODES = N_OBJECTS + N_COLORS + N_STATES
+N_CODES = (N_OBJECTS - WALL) + N_COLORS + N_STATES
 
 _FORWARD_X, _FORWARD_Y = (1, 0, -1, 0), (0, 1, 0, -1)  # one cell forward, by direction
 
@@ -47,14 +47,22 @@ def partial_view(cells, x, y, direction, carried, sees_through_walls, view):
 
 @numba.njit(cache=True)
 def one_hot_view(view, out):
-    """Write the codes of `view` as one-hot vectors into `out`, uint8[size * size * N_CODES]."""
+    """Write the codes of `view` as one-hot vectors into `out`, uint8[size * size * N_CODES].
+
+    Only what is there is written: nothing for a cell that is empty or out of sight, no color and no state for a wall.
+    With all three codes of all cells, two objects that differ in kind make views that differ by 1 % of the ones in
+    them, and networks take many times longer to notice.
+    """
     out[:] = 0
     offset = 0
     for i in range(view.shape[0]):
         for j in range(view.shape[1]):
-            out[offset + view[i, j, OBJECT]] = 1
-            out[offset + N_OBJECTS + view[i, j, COLOR]] = 1
-            out[offset + N_OBJECTS + N_COLORS + view[i, j, STATE]] = 1
+            kind = view[i, j, OBJECT]
+            if kind >= WALL:
+                out[offset + kind - WALL] = 1
+            if kind > WALL:
+                out[offset + N_OBJECTS - WALL + view[i, j, COLOR]] = 1
+                out[offset + N_OBJECTS - WALL + N_COLORS + view[i, j, STATE]] = 1
             offset += N_CODES
 
 

@@ -88,13 +88,21 @@ def test_other_observations_equal_minigrids_wrappers(observation, wrapper):
     env_id, view_size = "MiniGrid-DoorKey-5x5-v0", 5
     expected = gymnasium.make(env_id, disable_env_checker=True, agent_view_size=view_size)
     expected = wrapper(expected) if wrapper else RGBImgPartialObsWrapper(expected, tile_size=8)
+    adapt = without_nothing if observation == "onehot" else np.ravel
     env = envs.make(env_id, view_size=view_size, observation=observation)
     rng = np.random.default_rng(0)
     image = expected.reset(seed=4)[0]["image"]
-    np.testing.assert_array_equal(env.reset(seed=4)[0].ravel(), image.ravel())
+    np.testing.assert_array_equal(env.reset(seed=4)[0].ravel(), adapt(image))
     for _ in range(150):
         action = random_action(rng, 7)
-        np.testing.assert_array_equal(env.step(action)[0].ravel(), expected.step(action)[0]["image"].ravel())
+        np.testing.assert_array_equal(env.step(action)[0].ravel(), adapt(expected.step(action)[0]["image"]))
+
+
+def without_nothing(image):
+    """MiniGrid's one-hot view less what says nothing: empty and unseen cells, colors and states of walls."""
+    cells = image.reshape(-1, 20).copy()
+    cells[cells[:, :3].any(axis=1), 11:] = 0
+    return cells[:, 2:].ravel()
 
 
 @pytest.mark.parametrize(
