@@ -85,12 +85,12 @@ class CountingConfig(MemoryConfig):
 
 
 class Counting(Memory):
-    """Outputs (inputs, steps read since the start of the episode). State: that number, `[B, 1]`."""
+    """Outputs the number of steps read since the start of the episode, which is also its state `[B, 1]`."""
 
     def __init__(self, input_size: int) -> None:
         super().__init__()
         self.input_size = input_size
-        self.output_size = input_size + 1
+        self.output_size = 1
 
     def initial_state(self, batch_size: int) -> State:
         return torch.zeros(batch_size, 1)
@@ -101,7 +101,7 @@ class Counting(Memory):
         for starts in episode_starts:
             state = torch.where(starts[:, None], 0.0, state) + 1
             counts.append(state)
-        return torch.cat([inputs, torch.stack(counts)], dim=-1), state
+        return torch.stack(counts), state
 
 
 def _small_config(name: str) -> MemoryConfig:
