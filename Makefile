@@ -22,7 +22,9 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	$(BIN)/python -m benchmarks.operator
+	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.learning t-maze cartpole memory-s9 memory-s11
 
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -50,8 +50,8 @@ def one_hot_view(view, out):
     """Write the codes of `view` as one-hot vectors into `out`, uint8[size * size * N_CODES].
 
     Only what is there is written: nothing for a cell that is empty or out of sight, no color and no state for a wall.
-    With all three codes of all cells, two objects that differ in kind make views that differ by 1 % of the ones in
-    them, and networks take many times longer to notice.
+    With three ones for each cell, views of a key and of a ball would differ in 2 of 147 ones, hard for a network to
+    notice.
     """
     out[:] = 0
     offset = 0

@@ -7,8 +7,8 @@ The contract (`fwp_rl.testing.check_memory` is the same list as code):
 
 1.  Steps are scan. Stepping T times equals one scan over T: outputs and final state.
 2.  Scans compose. `scan(a ++ b)` equals `scan(b)` started from the final state of `scan(a)`.
-3.  A start is a fresh episode. Where `episode_starts[t, b]`, row b continues from `initial_state`, bit for bit, whatever
-    came before, and exactly zero gradient crosses the start.
+3.  A start is a fresh episode. Where `episode_starts[t, b]`, row b continues from `initial_state`, bit for bit,
+    whatever came before, and exactly zero gradient crosses the start.
 4.  The state matters. Without a start, different states give different outputs (for a memory that has a state).
 5.  Rows are strangers. Row b alone gives what row b gives in the batch.
 6.  Causality. Changing `inputs[t:]` leaves `outputs[:t]` alone.

@@ -32,7 +32,7 @@ class MemoryStack(Memory):
 
     def initial_state(self, batch_size: int) -> State:
         """The initial states of the blocks."""
-        return tuple(block.initial_state(batch_size) for block in self.blocks)
+        return tuple(block.initial_state(batch_size) for block in self.blocks if isinstance(block, Memory))
 
     def scan(
         self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
@@ -40,6 +40,7 @@ class MemoryStack(Memory):
         """See `Memory.scan`."""
         new_state = []
         for block, block_state in zip(self.blocks, state, strict=True):
+            assert isinstance(block, Memory)  # for the type checker: ModuleList forgets it
             inputs, block_state = block.scan(inputs, block_state, episode_starts)
             new_state.append(block_state)
         return inputs, tuple(new_state)

@@ -46,9 +46,9 @@ class LSTMMemory(Memory):
         with torch.no_grad():
             for gate in (*self.weight_ih.chunk(4), *self.weight_hh.chunk(4)):
                 nn.init.orthogonal_(gate)
-            # Chrono initialisation (Tallec & Ollivier 2018): with a forget bias of log(tau - 1) a cell keeps its content
-            # for about tau steps, so that there is something to learn from; the input gate starts less open the longer
-            # the cell remembers. Half of the paper's input bias: with all of it a single cue hardly gets in.
+            # Chrono initialisation (Tallec & Ollivier 2018): with a forget bias of log(tau - 1) a cell keeps what it
+            # holds for about tau steps, so that there is something to learn from; the input gate starts the less open
+            # the longer the cell remembers. Half of the paper's input bias: with all of it a single cue hardly enters.
             forget = torch.log(spaced_time_constants(config.hidden_size, 3.0, 100.0) - 1)
             self.bias_ih.chunk(4)[0].copy_(-forget / 2)
             self.bias_ih.chunk(4)[1].copy_(forget)

@@ -63,8 +63,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
     def _allocate(self) -> None:
         size = (self.buffer_size, self.n_envs)
         if isinstance(self.observation_space, spaces.Dict):
-            self.observations = {
-                key: np.zeros((*size, *self.obs_shape[key]), dtype=space.dtype)  # type: ignore[index, call-overload]
+            self.observations = {  # type: ignore[assignment]  # a dict only for Dict spaces
+                key: np.zeros((*size, *self.obs_shape[key]), dtype=space.dtype)  # type: ignore[call-overload]
                 for key, space in self.observation_space.spaces.items()
             }
         else:
@@ -92,7 +92,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         if t % self.sequence_length == 0:
             self.states.append(state)
         if isinstance(obs, dict):
-            for key, array in self.observations.items():
+            for key, array in self.observations.items():  # type: ignore[attr-defined]
                 array[t] = obs[key].reshape(array[t].shape)
         else:
             self.observations[t] = obs.reshape(self.observations[t].shape)

@@ -195,7 +195,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
 
     def environment_actions(self, actions: Tensor) -> np.ndarray:
         """Actions of the distribution `[B, ...]` as the environment takes them: within bounds, counted from `start`."""
-        array = actions.cpu().numpy().reshape((-1, *self.action_space.shape))  # type: ignore[misc]
+        array = actions.cpu().numpy().reshape((-1, *self.action_space.shape))  # type: ignore[misc, arg-type]
         if isinstance(self.action_space, spaces.Box):
             if self.squash_output:
                 return self.unscale_action(array)

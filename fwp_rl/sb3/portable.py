@@ -15,6 +15,7 @@ import json
 import math
 import pathlib
 import zipfile
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -143,7 +144,7 @@ def _config_of(policy: MemoryActorCriticPolicy) -> dict[str, Any]:
 _SDE_KEYS = ("squash_output", "full_std", "use_expln")
 
 
-def _name_of(cls: type, known: dict[str, type]) -> str:
+def _name_of(cls: type, known: Mapping[str, type]) -> str:
     if known.get(cls.__name__) is not cls:
         raise NotPortableError(f"{cls.__name__} is not one of {', '.join(known)}")
     return cls.__name__
@@ -188,11 +189,9 @@ def _decode_space(code: dict[str, Any], depth: int = 0) -> spaces.Space[Any]:
         if code["dtype"] not in ("float32", "float64", "uint8", "int8", "int16", "int32", "int64"):
             raise ModelFileError(f"unknown dtype {code['dtype']!r}")
         dtype = np.dtype(code.pop("dtype"))
-        bounds = [np.array(_decode_bound(code.pop(name)), dtype=dtype) for name in ("low", "high")]
-        space: spaces.Space[Any] = spaces.Box(
-            *(np.broadcast_to(b if b.ndim == 0 else b.reshape(shape), shape) for b in bounds),
-            dtype=dtype.type,
-        )
+        low, high = (np.array(_decode_bound(code.pop(name)), dtype=dtype) for name in ("low", "high"))
+        low, high = (np.broadcast_to(b if b.ndim == 0 else b.reshape(shape), shape) for b in (low, high))
+        space: spaces.Space[Any] = spaces.Box(low, high, dtype=dtype.type)
     elif kind == "Discrete":
         space = spaces.Discrete(_size(code.pop("n")), start=_integer(code.pop("start")))
     elif kind == "MultiDiscrete":

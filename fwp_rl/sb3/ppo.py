@@ -60,8 +60,8 @@ class MemoryPPO(PPO):
         "CnnPolicy": MemoryActorCriticCnnPolicy,
         "MultiInputPolicy": MultiInputMemoryActorCriticPolicy,
     }
-    policy: MemoryActorCriticPolicy  # type: ignore[assignment]
-    rollout_buffer: SequenceRolloutBuffer  # type: ignore[assignment]
+    policy: MemoryActorCriticPolicy
+    rollout_buffer: SequenceRolloutBuffer
 
     def __init__(
         self,
@@ -115,8 +115,8 @@ class MemoryPPO(PPO):
         self.sequence_length = sequence_length or n_steps
         self._batch_size_argument = batch_size
         super().__init__(
-            policy,  # type: ignore[arg-type]
-            env,  # None: from `load`
+            policy,
+            env,  # type: ignore[arg-type]  # None: from `load`
             learning_rate=learning_rate,
             n_steps=n_steps,
             batch_size=n_steps,  # the real one needs the number of environments: see _setup_model
@@ -212,7 +212,7 @@ class MemoryPPO(PPO):
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
             with torch.no_grad():
-                obs_tensor = obs_as_tensor(self._last_obs, self.device)
+                obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
                 starts = torch.as_tensor(self._last_episode_starts, device=self.device)
                 actions_tensor, values, log_probs, new_state = self.policy(obs_tensor, state, starts)
             actions = actions_tensor.cpu().numpy()
@@ -240,7 +240,9 @@ class MemoryPPO(PPO):
 
         with torch.no_grad():
             values = self.policy.predict_values(
-                obs_as_tensor(new_obs, self.device), state, torch.as_tensor(dones, device=self.device)
+                obs_as_tensor(new_obs, self.device),  # type: ignore[arg-type]
+                state,
+                torch.as_tensor(dones, device=self.device),
             )
         rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
         callback.update_locals(locals())

@@ -1,0 +1,1 @@
+"""One script per question; every number in README.md comes from here."""

@@ -1,0 +1,236 @@
+"""How many environment steps per second does a whole training run make?
+
+    python -m benchmarks.throughput             # 10 minutes; writes benchmarks/results/throughput.{json,md}
+    python -m benchmarks.throughput --smoke     # seconds, writes nothing
+
+One process, rollout and update included. Everybody has 16 environments, 128 steps, 4 epochs, 4 minibatches, one memory
+shared by actor and critic, the same heads, and about the same number of parameters. The contenders take turns within
+each repeat, so that a noisy machine is noisy for all; the ratios are of medians over repeats.
+
+- env only: random actions, no learner: the ceiling.
+- RecurrentPPO: sb3-contrib as it is (shared LSTM).
+- RecurrentPPO patched: the same with its loop over time replaced by one fused LSTM call. That is exact, because its
+  buffer cuts sequences at every episode start; it is what a small upstream change could reach.
+- PPO: SB3's memoryless PPO with its default network.
+- MemoryPPO: ours.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+import envs
+from benchmarks.machine import describe_machine
+from fwp_rl.sb3 import MemoryPPO
+
+N_ENVS, N_STEPS, N_EPOCHS, N_MINIBATCHES = 16, 128, 4, 4
+NET_ARCH = {"pi": [64], "vf": [64]}
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+class NullVecEnv(VecEnv):
+    """No environment at all: random observations of 147 floats, episodes of about 50 steps."""
+
+    def __init__(self, n_envs: int = N_ENVS) -> None:
+        super().__init__(n_envs, spaces.Box(-1, 1, (147,), np.float32), spaces.Discrete(7))
+        rng = np.random.default_rng(0)
+        self._observations = rng.uniform(-1, 1, (64, n_envs, 147)).astype(np.float32)
+        self._dones = rng.random((997, n_envs)) < 1 / 50
+        self._rewards = rng.random((64, n_envs)).astype(np.float32)
+        self._infos: list[dict[str, Any]] = [{} for _ in range(n_envs)]
+        self._t = 0
+
+    def reset(self) -> np.ndarray:
+        return self._observations[0]
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._t += 1
+
+    def step_wait(self) -> Any:
+        t = self._t
+        return self._observations[t % 64], self._rewards[t % 64], self._dones[t % 997], self._infos
+
+    def close(self) -> None: ...
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        return [None] * self.num_envs
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None: ...
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        return [None] * self.num_envs
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        return [False] * self.num_envs
+
+
+class PatchedPolicy(RecurrentActorCriticPolicy):
+    """sb3-contrib's policy with one LSTM call for each batch of sequences instead of one for each time step."""
+
+    @staticmethod
+    def _process_sequence(features: Any, lstm_states: Any, episode_starts: Any, lstm: Any) -> Any:
+        n_seq = lstm_states[0].shape[1]
+        sequence = features.reshape((n_seq, -1, lstm.input_size)).swapaxes(0, 1)
+        keep = (1.0 - episode_starts.reshape((n_seq, -1))[:, 0]).view(1, n_seq, 1)
+        output, states = lstm(sequence, (keep * lstm_states[0], keep * lstm_states[1]))
+        return torch.flatten(output.transpose(0, 1), start_dim=0, end_dim=1), states
+
+
+def stock_minigrid() -> VecEnv:
+    """MiniGrid-MemoryS11-v0 as everybody has it: the image of the view, flat."""
+    from minigrid.wrappers import ImgObsWrapper
+
+    def make() -> gymnasium.Env[Any, Any]:
+        return Monitor(gymnasium.wrappers.FlattenObservation(ImgObsWrapper(gymnasium.make("MiniGrid-MemoryS11-v0"))))
+
+    return DummyVecEnv([make] * N_ENVS)
+
+
+def our_minigrid() -> VecEnv:
+    """The same task and the same observation from `envs`, where the view is computed by compiled code."""
+    return DummyVecEnv([lambda: Monitor(envs.make("MiniGrid-MemoryS11-v0", observation="symbolic"))] * N_ENVS)
+
+
+ENVIRONMENTS: dict[str, Callable[[], VecEnv]] = {
+    "null": NullVecEnv,
+    "MiniGrid-MemoryS11-v0": stock_minigrid,
+    "MiniGrid-MemoryS11-v0 (envs)": our_minigrid,
+}
+
+
+def contenders(make_env: Callable[[], VecEnv]) -> dict[str, BaseAlgorithm]:
+    shared = {
+        "n_steps": N_STEPS,
+        "batch_size": N_ENVS * N_STEPS // N_MINIBATCHES,
+        "n_epochs": N_EPOCHS,
+        "seed": 0,
+        "device": "cpu",
+    }
+    lstm = {"lstm_hidden_size": 128, "shared_lstm": True, "enable_critic_lstm": False, "net_arch": NET_ARCH}
+    models: dict[str, BaseAlgorithm] = {
+        "RecurrentPPO": RecurrentPPO("MlpLstmPolicy", make_env(), policy_kwargs=lstm, **shared),
+        "RecurrentPPO patched": RecurrentPPO(PatchedPolicy, make_env(), policy_kwargs=lstm, **shared),
+        "PPO": PPO("MlpPolicy", make_env(), **shared),
+    }
+    for memory in ("lstm", "gru", "delta", "gated_delta"):
+        kwargs = {"memory": memory, "net_arch": NET_ARCH}
+        models[f"MemoryPPO {memory}"] = MemoryPPO("MlpPolicy", make_env(), policy_kwargs=kwargs, **shared)
+    return models
+
+
+def seconds_of_env(env: VecEnv, iterations: int) -> float:
+    actions = [np.array([env.action_space.sample() for _ in range(N_ENVS)]) for _ in range(16)]
+    env.reset()
+    started = time.perf_counter()
+    for t in range(iterations * N_STEPS):
+        env.step(actions[t % 16])
+    return time.perf_counter() - started
+
+
+def seconds_of(model: BaseAlgorithm, iterations: int) -> float:
+    started = time.perf_counter()
+    model.learn(iterations * N_ENVS * N_STEPS, reset_num_timesteps=False)
+    return time.perf_counter() - started
+
+
+def measure(make_env: Callable[[], VecEnv], repeats: int, iterations: int) -> dict[str, Any]:
+    env, models = make_env(), contenders(make_env)
+    for model in models.values():
+        seconds_of(model, 1)  # compiles and allocates
+    times: dict[str, list[float]] = {"env only": []} | {name: [] for name in models}
+    for _ in range(repeats):
+        times["env only"].append(seconds_of_env(env, iterations))
+        for name, model in models.items():
+            times[name].append(seconds_of(model, iterations))
+    steps = iterations * N_ENVS * N_STEPS
+    return {
+        name: {
+            "steps_per_second": round(steps / statistics.median(seconds)),
+            "best": round(steps / min(seconds)),
+            "worst": round(steps / max(seconds)),
+            "parameters": sum(p.numel() for p in models[name].policy.parameters()) if name in models else 0,
+        }
+        for name, seconds in times.items()
+    }
+
+
+BARS = (  # environment, ours, theirs, at least
+    ("null", "MemoryPPO delta", "RecurrentPPO", 5.0),
+    ("null", "MemoryPPO delta", "RecurrentPPO patched", 1.8),
+    ("null", "MemoryPPO lstm", "RecurrentPPO patched", 1.3),
+    ("MiniGrid-MemoryS11-v0", "MemoryPPO delta", "RecurrentPPO", 2.2),
+    ("MiniGrid-MemoryS11-v0", "MemoryPPO delta", "PPO", 0.8),
+)
+
+
+def as_markdown(result: dict[str, Any]) -> str:
+    names = list(next(iter(result["environments"].values())))
+    lines = [
+        "# Throughput",
+        "",
+        "Environment steps per second of whole training runs (rollout and update), median of "
+        f"{result['repeats']} interleaved repeats; written by `python -m benchmarks.throughput`.",
+        "",
+        f"{result['machine']}",
+        "",
+        "| | parameters | " + " | ".join(result["environments"]) + " |",
+        "|---|---|" + "---|" * len(result["environments"]),
+    ]
+    for name in names:
+        rows = [rows[name] for rows in result["environments"].values()]
+        cells = [f"{row['steps_per_second']:,} ({row['worst']:,} to {row['best']:,})" for row in rows]
+        lines.append(f"| {name} | {rows[0]['parameters']:,} | " + " | ".join(cells) + " |")
+    lines += ["", "| ratio | environment | bar | measured | |", "|---|---|---|---|---|"]
+    for bar in result["bars"]:
+        verdict = "met" if bar["ratio"] >= bar["bar"] else "missed"
+        ratio = f"{bar['ours']} / {bar['theirs']}"
+        lines.append(f"| {ratio} | {bar['environment']} | {bar['bar']} | {bar['ratio']:.2f} | {verdict} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="one tiny repeat, nothing written")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--iterations", type=int, default=3, help="rollouts and updates per repeat")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    repeats, iterations = (1, 1) if arguments.smoke else (arguments.repeats, arguments.iterations)
+    rows = {name: measure(make_env, repeats, iterations) for name, make_env in ENVIRONMENTS.items()}
+    speed = {name: {who: row["steps_per_second"] for who, row in table.items()} for name, table in rows.items()}
+    result = {
+        "machine": describe_machine(),
+        "threads": arguments.threads,
+        "repeats": repeats,
+        "iterations": iterations,
+        "environments": rows,
+        "bars": [
+            {"environment": e, "ours": a, "theirs": b, "bar": bar, "ratio": speed[e][a] / speed[e][b]}
+            for e, a, b, bar in BARS
+        ],
+    }
+    print(as_markdown(result))
+    if not arguments.smoke:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "throughput.json").write_text(json.dumps(result, indent=1) + "\n")
+        (RESULTS / "throughput.md").write_text(as_markdown(result))
+
+
+if __name__ == "__main__":
+    main()

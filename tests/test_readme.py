@@ -1,0 +1,49 @@
+"""README's code is executed: a block that no longer works turns a test red."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_block_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_commands_run(tmp_path: Path) -> None:
+    # As written, but shorter, and in another directory of runs.
+    runs = tmp_path / "runs"
+    for line in blocks("bash")[0].splitlines():
+        program, *arguments = shlex.split(line.replace("runs/", f"{runs}/"))
+        if program.endswith("tensorboard"):
+            continue
+        if arguments[0] == "train.py":
+            shorter = ["--total-timesteps", "512", "--ppo.n-steps", "16", "--n-envs", "4", "--eval-every", "0"]
+            arguments[1:1] = [*shorter, "--root", str(runs)]
+        elif "evaluate" in arguments:
+            arguments += ["--episodes", "4"]
+        done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+
+
+def test_every_memory_is_in_the_table() -> None:
+    from fwp_rl import memory_configs
+
+    assert set(re.findall(r"`(\w+)`", README.split("## Memories")[1].split("##")[0])) >= set(memory_configs())
+
+
+def test_pictures_and_links_exist() -> None:
+    for target in re.findall(r"\]\(([^)h][^)]*)\)", README):
+        assert (ROOT / target).exists(), target
