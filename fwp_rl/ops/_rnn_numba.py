@@ -22,6 +22,7 @@ from numba import njit, prange, types  # isort: skip
 from llvmlite import ir  # isort: skip
 from numba.core import cgutils  # isort: skip
 from numba.extending import intrinsic, overload  # isort: skip
+import fwp_rl.ops._openmp  # noqa: F401  # isort: skip
 
 # fastmath without nnan and ninf: a number that diverged has to stay visible. The numpy error model, because a check for
 # division by zero keeps a loop from vectorising.
