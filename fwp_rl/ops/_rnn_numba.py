@@ -524,7 +524,8 @@ def rnn_scan(
 def _panels(weight: Tensor) -> Tensor:
     """The matrix `[depth, columns]` as `[panels, depth, width]`, filled up with zero columns."""
     width = PANEL_BYTES // weight.element_size()
-    weight = functional.pad(weight, (0, -weight.shape[1] % width))
+    if weight.shape[1] % width:
+        weight = functional.pad(weight, (0, -weight.shape[1] % width))
     return weight.unflatten(1, (-1, width)).transpose(0, 1).contiguous()
 
 
