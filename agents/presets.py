@@ -156,6 +156,7 @@ _PRESETS = {
             total_timesteps=512,
             eval_every=256,
             eval_episodes=4,
+            threads=1,
         ),
     ),
 }

@@ -7,6 +7,7 @@ was killed; model.zip and metrics.jsonl are whole in each.
 """
 
 import contextlib
+import dataclasses
 import math
 import os
 import platform
@@ -284,7 +285,7 @@ def _ppo_problems(config: TrainConfig) -> list[str]:
         return []
     try:
         with contextlib.closing(_make_training_env(config)) as venv:
-            build_model(config, venv)
+            build_model(dataclasses.replace(config, device="cpu"), venv)
     except (AgentsError, RuntimeError) as error:
         return str(error).splitlines()
     return []
