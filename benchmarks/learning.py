@@ -49,6 +49,8 @@ class Question:
     stop_at: float | None = None
     """End a run (of an agent with memory) at this success rate."""
     eval_every: int = 50_000
+    control_steps: int | None = None
+    """Steps for the agent without memory, which never ends early. None: those of the preset."""
 
 
 QUESTIONS = {
@@ -82,6 +84,7 @@ QUESTIONS = {
         bar=0.95,
         control=(0.0, 0.70),
         stop_at=0.98,
+        control_steps=2_000_000,
     ),
     "memory-s11": Question(
         text="MiniGrid-MemoryS11-v0",
@@ -92,6 +95,7 @@ QUESTIONS = {
         bar=0.95,
         control=(0.0, 0.70),
         stop_at=0.98,
+        control_steps=2_000_000,
     ),
 }
 
@@ -106,6 +110,7 @@ def command(question: Question, memory: str, seed: int, directory: pathlib.Path)
         *(sys.executable, "train.py", "--env-id", question.env_id, *question.flags, "--seed", str(seed)),
         *("--eval-every", str(question.eval_every), "--eval-episodes", "100"),
         *(("--stop-at-success", str(question.stop_at)) if stop else ()),
+        *(("--total-timesteps", str(question.control_steps)) if memory == "none" and question.control_steps else ()),
         *("--threads", "1", "--run-dir", str(directory), "--overwrite", "--quiet", f"memory:{memory}"),
     ]
 

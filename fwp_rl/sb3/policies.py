@@ -17,7 +17,7 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
-from fwp_rl.layers import linear, require_positive
+from fwp_rl.layers import require_positive
 from fwp_rl.memory import MemoryConfig
 from fwp_rl.registry import memory_config
 from fwp_rl.sb3.buffers import SequenceBatch
@@ -86,7 +86,9 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         self.encoder: nn.Module = nn.Identity()
         if self.encoder_size is not None:
             require_positive(encoder_size=self.encoder_size)
-            self.encoder = nn.Sequential(linear(size, self.encoder_size), self.activation_fn())
+            # torch's random bias, not zero: behind a norm, a map without bias would lose the size of small observations
+            self.encoder = nn.Sequential(nn.Linear(size, self.encoder_size), self.activation_fn())
+            nn.init.orthogonal_(self.encoder[0].weight)
             size = self.encoder_size
         self.memory = build_memory(self.memory_config, size, self.n_blocks)
         self.mlp_extractor = MlpExtractor(

@@ -195,6 +195,17 @@ class MemoryPPO(PPO):
         :return: False if the callback asked to stop.
         :raises NonFiniteError: an observation or a reward is NaN or infinite.
         """
+        # One observation of each environment is too little work to share: a second thread only costs.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self._collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
         if self._last_obs is None:
             raise RuntimeError("collect_rollouts needs a last observation: call learn()")
         self.policy.set_training_mode(False)
