@@ -208,7 +208,7 @@ def draw(question: Question, rows: list[dict[str, Any]], file: pathlib.Path) -> 
 
 def answer(name: str, question: Question, jobs: int, root: pathlib.Path) -> dict[str, Any]:
     """Train what is missing, then evaluate everything."""
-    # Seeds outermost, so that a benchmark that is cut off has compared memories; the control, which never ends early, last
+    # Seeds outermost, so that a benchmark that is cut off has compared memories; the control, which takes longest, last
     runs = sorted(
         ((memory, seed) for seed in range(question.n_seeds) for memory in question.memories),
         key=lambda run: run[0] == "none",

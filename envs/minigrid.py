@@ -41,7 +41,8 @@ class MiniGridOptions:
 
     view_size: side of the square in view, odd, at least 3; None keeps the task's own (7).
     observation: "onehot" (object, color and state of each cell in view as one-hot uint8, flat; all zeros for a cell
-        that is empty or out of sight, only the object for a wall), "symbolic" (the three numbers of each cell, flat) or "rgb" (the view as an image, at least 36 pixels wide).
+        that is empty or out of sight, only the object for a wall), "symbolic" (the three numbers of each cell, flat)
+        or "rgb" (the view as an image, at least 36 pixels wide).
     actions: "all" (the task's own) or "moves" (left, right, forward: all that a navigation task needs).
     mission: "tokens" makes the observation a dict of "view" and "mission", the mission's words as one-hot uint8, word
         by word, flat; "drop" leaves it out; "auto" keeps it where it varies between episodes, and for all of BabyAI.

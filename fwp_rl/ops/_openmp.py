@@ -1,7 +1,7 @@
 """Starts numba's threads without taking torch's away.
 
-Both use one OpenMP runtime, and numba, when it starts its threads, sets the number for everybody: `torch.set_num_threads`
-would be undone, and every small torch operation would wait for a second thread. Imported by whatever uses numba.
+Both use one OpenMP runtime, and numba, when it starts its threads, sets the number for everybody: it would undo
+`torch.set_num_threads`, and every small torch operation would wait for a second thread. Imported where numba is used.
 """
 
 import numba
