@@ -145,7 +145,7 @@ def row_of(state: State, row: int) -> State:
     return state[row : row + 1] if isinstance(state, torch.Tensor) else tuple(row_of(part, row) for part in state)
 
 
-# Red if the value after the rollout were computed with the state before its last step, or without the reset.
+# Red if the value after the rollout were computed with the state before its last step, or given to an ended episode.
 def test_returns_end_with_the_value_of_the_next_observation(
     counting_model: Callable, tape_envs: Callable, collect: Callable
 ) -> None:

@@ -175,7 +175,7 @@ def test_options_of_gsde_come_back(
     model.save(tmp_path / "model.zip")
     policy = load_policy(tmp_path / "model.zip")
     # Red if the noise were still that of the fresh weights.
-    observation = np.zeros((1, 5), dtype=np.float32)
+    observation = np.ones((1, 5), dtype=np.float32)
     np.testing.assert_allclose(
         policy.predict(observation)[0], policy.predict(observation, deterministic=True)[0], atol=1e-6
     )

@@ -33,7 +33,7 @@ ACTIONS = {
 
 
 class Script(gym.Env):
-    """Observation: steps so far, negative in episodes that end by truncation. Reward: 10 * index + steps so far."""
+    """Observation: (index, steps so far). Reward: 10 * index + steps so far. Ends by truncation."""
 
     def __init__(self, index: int, length: int, action_space: spaces.Space, is_dict: bool = False) -> None:
         self.observation_space = spaces.Dict({"a": BOX, "b": BOX}) if is_dict else BOX
@@ -55,7 +55,7 @@ class Script(gym.Env):
 
 
 def envs(action_space: spaces.Space, **kwargs: Any) -> DummyVecEnv:
-    lengths = (2, 9)
+    lengths = (9, 2)
     return DummyVecEnv(
         [lambda i=i, n=n: Script(i, n, action_space, **kwargs) for i, n in enumerate(lengths)]  # type: ignore[misc]
     )
@@ -85,16 +85,16 @@ def test_tape_of_previous_actions_and_rewards(actions: str, is_dict: bool) -> No
     obs, _, _, _ = env.step(np.array([sent[0], sent[1]]))
     check(obs, [1, 1], [encoded[0], encoded[1]], [1, 11])
     obs, _, dones, infos = env.step(np.array([sent[1], sent[2]]))
-    assert dones.tolist() == [True, False]
-    check(obs, [0, 2], [nothing, encoded[2]], [0, 12])
-    terminal = infos[0]["terminal_observation"]
+    assert dones.tolist() == [False, True]
+    check(obs, [2, 0], [encoded[1], nothing], [2, 0])
+    terminal = infos[1]["terminal_observation"]
     assert terminal.keys() == obs.keys()
-    assert terminal[key].tolist() == [0, 2]
-    assert terminal["previous_action"].tolist() == encoded[1]
-    assert terminal["previous_reward"].tolist() == [2]
+    assert terminal[key].tolist() == [1, 2]
+    assert terminal["previous_action"].tolist() == encoded[2]
+    assert terminal["previous_reward"].tolist() == [12]
     assert all(array.shape == env.observation_space[part].shape for part, array in terminal.items())
     obs, _, _, _ = env.step(np.array([sent[2], sent[0]]))
-    check(obs, [1, 3], [encoded[2], encoded[0]], [1, 13])
+    check(obs, [3, 1], [encoded[2], encoded[0]], [3, 11])
     check(env.reset(), [0, 0], [nothing, nothing], [0, 0])
 
 
@@ -105,7 +105,7 @@ def test_one_of_the_two(action: bool, reward: bool) -> None:
     assert set(env.reset()) == expected == set(env.observation_space.keys())
     obs, _, _, infos = env.step(np.array([1, 2]))
     obs, _, _, infos = env.step(np.array([1, 2]))
-    assert set(obs) == set(infos[0]["terminal_observation"]) == expected
+    assert set(obs) == set(infos[1]["terminal_observation"]) == expected
 
 
 def test_discrete_observations(random_envs: Callable) -> None:
