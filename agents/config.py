@@ -96,6 +96,12 @@ class TrainConfig:
     threads: int | None = None
     """Threads for computing. None: as the libraries choose."""
 
+    @property
+    def planned_steps(self) -> int:
+        """Steps that a run takes in the end: a rollout that has begun is finished."""
+        rollout = self.n_envs * self.ppo.n_steps
+        return -(-self.total_timesteps // rollout) * rollout
+
 
 def config_problems(config: TrainConfig) -> list[str]:
     """What cannot work in `config`, one line per problem. The sizes of PPO are checked by MemoryPPO itself."""

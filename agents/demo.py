@@ -69,15 +69,15 @@ def _train_side_by_side(configs: dict[str, TrainConfig], directories: dict[str, 
     context = multiprocessing.get_context("spawn")
     arguments = {name: (json.dumps(to_json(config)), str(directories[name])) for name, config in configs.items()}
     processes = {name: context.Process(target=_train_one, args=arguments[name], name=name) for name in configs}
-    total = max(config.total_timesteps for config in configs.values())
+    total = max(config.planned_steps for config in configs.values())
     with Interrupts() as interrupts, _one_thread_for_children():
         progress = Progress(list(configs), total)
         try:
             for process in processes.values():
                 process.start()
             while any(process.is_alive() for process in processes.values()) and interrupts.received is None:
-                for name, directory in directories.items():
-                    _show(progress, name, directory)
+                for name, process in processes.items():
+                    _show(progress, name, directories[name], has_ended=not process.is_alive())
                 time.sleep(_POLL_SECONDS)
         finally:
             for process in processes.values():
@@ -106,12 +106,14 @@ def _train_one(config: str, directory: str) -> None:
     sys.exit(run(lambda: train(parsed, Path(directory), quiet=True)))
 
 
-def _show(progress: Progress, name: str, directory: Path) -> None:
+def _show(progress: Progress, name: str, directory: Path, *, has_ended: bool) -> None:
     lines = [line for line in read_metrics(RunPaths(directory).metrics) if line["kind"] == "iteration"]
     if lines:
         last = lines[-1]
         success, mean = last.get("rollout/success_rate"), last.get("rollout/ep_rew_mean")
         progress.update(name, last["step"], success=success, episode_return=mean)
+        if has_ended:
+            progress.finish(name, last["step"])
 
 
 class _one_thread_for_children:

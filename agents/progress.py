@@ -37,6 +37,12 @@ class Progress:
         elif steps > 0:
             self._print(name, steps, speed, success, episode_return)
 
+    def finish(self, name: str, steps: int) -> None:
+        """Run `name` has ended: leave its bar where it is, and print no more lines about it."""
+        if self._bar is not None and self._next_refresh[name] < float("inf"):
+            self._bar.finish(name, steps)
+        self._next_refresh[name] = float("inf")
+
     def note(self, text: str) -> None:
         """Print a line without disturbing the bar."""
         if self._bar is not None:
@@ -91,6 +97,10 @@ class _Bar:
             success="-" if success is None else f"{success:.2f}",
             episode_return="-" if episode_return is None else f"{episode_return:.2f}",
         )
+
+    def finish(self, name: str, steps: int) -> None:
+        self._progress.update(self._tasks[name], completed=steps)
+        self._progress.stop_task(self._tasks[name])
 
     def note(self, text: str) -> None:
         self._progress.console.print(text, highlight=False, markup=False)

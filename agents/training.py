@@ -104,7 +104,7 @@ class _Run:
         description = self._describe()
         write_json(self.paths.description, description)
         self._introduce()
-        progress = Progress([memory_name(self.config.memory)], self._planned_steps(), quiet=self.quiet)
+        progress = Progress([memory_name(self.config.memory)], self.config.planned_steps, quiet=self.quiet)
         metrics = MetricsFile(self.paths.metrics)
         writers = [_MetricsWriter(metrics, progress, self.started), TensorBoardOutputFormat(str(self.paths.directory))]
         self.model.set_logger(Logger(str(self.paths.directory), writers))
@@ -129,11 +129,6 @@ class _Run:
             self.model.save(self.paths.model)
         except OSError as error:
             progress.note(f"could not save the model ({error.strerror or error}); the last one is intact, going on")
-
-    def _planned_steps(self) -> int:
-        """SB3 finishes the rollout that it has begun."""
-        rollout = self.config.n_envs * self.config.ppo.n_steps
-        return -(-self.config.total_timesteps // rollout) * rollout
 
     def _introduce(self) -> None:
         if not self.quiet:
@@ -224,6 +219,7 @@ class _RunCallback(BaseCallback):
         )
 
     def _on_training_end(self) -> None:
+        self._progress.finish(self._name, self.num_timesteps)
         # SB3 writes the numbers of an update after the next rollout: the last ones would be lost.
         if self.logger.name_to_value:
             self.logger.dump(self.num_timesteps)
