@@ -2,7 +2,7 @@
 
 Within a chunk the writes u of the delta rule solve a unit lower triangular system (Yang et al. 2024, "Parallelizing
 Linear Transformers with the Delta Rule"). Starts are masks on pairs of steps: they never enter as a decay, because a
-decay of zero is a logarithm of minus infinity.
+decay of zero is a logarithm of minus infinity. What is not a number in the inputs spreads to the end of its chunk.
 """
 
 import torch
@@ -32,7 +32,6 @@ def scan(
     outputs = []
     for begin in range(0, q.shape[2], chunk_length):
         chunk = slice(begin, begin + chunk_length)
-        state = state.masked_fill(starts[..., begin, None, None], 0.0)
         decays = _decays(None if log_decay is None else log_decay[..., chunk], starts[..., chunk], q.dtype)
         output, state = _scan_chunk(
             q[:, :, chunk], k[:, :, chunk], v[:, :, chunk], beta[:, :, chunk], state, *decays, rule
@@ -54,7 +53,8 @@ def _decays(
         pairs = same_episode.to(dtype)
         from_state = (episode == 0).to(dtype)[..., None]
     else:
-        total = log_decay.cumsum(-1)
+        # Summed within episodes, where a start has no decay: a sum over all would let rounding errors cross starts.
+        total = (same_episode.to(dtype) @ log_decay.masked_fill(starts, 0.0)[..., None])[..., 0]
         # The mask goes inside the exponential: outside, exp may overflow and infinity times zero is not a number.
         pairs = (total[..., :, None] - total[..., None, :]).masked_fill(~same_episode, -torch.inf).exp()
         from_state = total.masked_fill(episode != 0, -torch.inf).exp()[..., None]
@@ -72,19 +72,18 @@ def _scan_chunk(
     to_end: Float[Tensor, "B h C 1"],
     rule: str,
 ) -> tuple[Float[Tensor, "B H C V"], Float[Tensor, "B H K V"]]:
-    def recall(x: Tensor) -> Tensor:
-        # Filled, not multiplied by zero: a start also clears what is not a number.
-        return (from_state * (x @ state)).masked_fill(from_state == 0, 0.0)
-
+    # The masks multiply by zero, so what is not a number is taken out of the state and put back where it belongs.
+    broken = ~state.sum((-1, -2), keepdim=True).isfinite()
+    state = state.masked_fill(broken, 0.0)
     if rule == "delta":
         # u_i = beta_i (v_i - from_state_i S^T k_i - sum_{j<i} pairs_ij (k_i . k_j) u_j), solved and never inverted by
         # a series: near-identical keys, an agent that stands still, make the series diverge.
         system = (beta * pairs * (k @ k.mT)).tril(-1)
-        right = beta * (v - recall(k))
+        right = beta * (v - from_state * (k @ state))
         u = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
     else:
         u = beta * v
-    outputs = recall(q) + (pairs * (q @ k.mT)) @ u
-    left = from_state[..., -1:, :]
-    state = (left * state).masked_fill(left == 0, 0.0) + (to_end * k).mT @ u
-    return outputs, state
+    outputs = from_state * (q @ state) + (pairs * (q @ k.mT)) @ u
+    state = from_state[..., -1:, :] * state + (to_end * k).mT @ u
+    reached = broken & (from_state != 0)
+    return outputs.masked_fill(reached, torch.nan), state.masked_fill(reached[..., -1:, :], torch.nan)

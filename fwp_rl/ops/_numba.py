@@ -5,11 +5,12 @@ cache. Each step reads and writes S once: the pass that adds the write of the st
 gathers what the step needs from the new S. The backward is a sweep in reverse, in which only dS lives, and a sweep
 forward, in which only S lives; no state is stored per step.
 
-Vectors are explicit. `Tile` is one SIMD value of 16 or 32 numbers; compilers do not find these loops by themselves.
+Vectors are explicit (`_simd`): a tile is 16 or 32 neighbouring columns of a row.
 """
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -19,10 +20,28 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
-from llvmlite import ir  # isort: skip
 import numba  # isort: skip
-from numba import njit, prange, types  # isort: skip
-from numba.extending import intrinsic, models, register_model  # isort: skip
+from numba import njit, prange  # isort: skip
+
+from fwp_rl.ops._simd import (  # isort: skip
+    at,
+    constant,
+    fold_product,
+    is_set,
+    load,
+    multiply,
+    multiply_add,
+    prefetch,
+    size_of,
+    store,
+    total,
+    totals,
+    zeros,
+)
+
+if "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
+    # The threads of torch; a second pool would fight it over the cores.
+    numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 AHEAD = 2
 """Steps that prefetching looks ahead."""
@@ -33,218 +52,6 @@ SERIAL_BELOW = 2_000_000
 """Multiply-adds under which a second thread costs more than it brings (about 0.2 ms)."""
 
 
-# ------------------------------------------------------------------------------------- SIMD values inside numba
-
-
-class Tile(types.Type):
-    """`width` numbers of type `dtype` in SIMD registers."""
-
-    def __init__(self, dtype: types.Float, width: int) -> None:
-        super().__init__(name=f"Tile({dtype}, {width})")
-        self.dtype, self.width = dtype, width
-
-
-@register_model(Tile)
-class TileModel(models.PrimitiveModel):
-    def __init__(self, manager, tile):
-        element = ir.FloatType() if tile.dtype == types.float32 else ir.DoubleType()
-        super().__init__(manager, tile, ir.VectorType(element, tile.width))
-
-
-def _pointer(context, builder, address, pointee):
-    return builder.inttoptr(address, context.get_value_type(pointee).as_pointer())
-
-
-def _shuffle(builder, x, y, lanes):
-    lanes = list(lanes)
-    return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes))
-
-
-def _splat(builder, number, vector):
-    undefined = ir.Constant(vector, ir.Undefined)
-    lane = builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
-    return _shuffle(builder, lane, undefined, [0] * vector.count)
-
-
-def _fmuladd(builder, tile):
-    kind, element = ("f32", ir.FloatType()) if tile.dtype == types.float32 else ("f64", ir.DoubleType())
-    vector = ir.VectorType(element, tile.width)
-    name = f"llvm.fmuladd.v{tile.width}{kind}"
-    return builder.module.declare_intrinsic(name, fnty=ir.FunctionType(vector, [vector] * 3))
-
-
-@intrinsic(prefer_literal=True)
-def zeros(typing, number, width):
-    """A tile of zeros with the type of `number`."""
-    tile = Tile(number, width.literal_value)
-
-    def generate(context, builder, signature, args):
-        return ir.Constant(context.get_value_type(tile), None)
-
-    return tile(number, width), generate
-
-
-@intrinsic
-def load(typing, like, address):
-    """The tile (or number) at `address`, of the type of `like`."""
-
-    def generate(context, builder, signature, args):
-        align = (like.dtype if isinstance(like, Tile) else like).bitwidth // 8
-        return builder.load(_pointer(context, builder, args[1], like), align=align)
-
-    return like(like, address), generate
-
-
-@intrinsic
-def store(typing, address, value):
-    """Write a tile or a number to `address`."""
-
-    def generate(context, builder, signature, args):
-        align = (value.dtype if isinstance(value, Tile) else value).bitwidth // 8
-        builder.store(args[1], _pointer(context, builder, args[0], value), align=align)
-        return context.get_dummy_value()
-
-    return types.void(address, value), generate
-
-
-@intrinsic
-def multiply_add(typing, x, y, z):
-    """x * y + z; x may be a number."""
-
-    def generate(context, builder, signature, args):
-        left, right, addend = args
-        vector = right.type
-        if not isinstance(x, Tile):
-            left = _splat(builder, left, vector)
-        return builder.call(_fmuladd(builder, y), [left, right, addend])
-
-    return y(x, y, z), generate
-
-
-@intrinsic
-def multiply(typing, x, y):
-    """x * y; x may be a number."""
-
-    def generate(context, builder, signature, args):
-        left = args[0] if isinstance(x, Tile) else _splat(builder, args[0], args[1].type)
-        return builder.fmul(left, args[1])
-
-    return y(x, y), generate
-
-
-@intrinsic
-def total(typing, tile):
-    """The sum of the numbers of a tile."""
-
-    def generate(context, builder, signature, args):
-        number = context.get_value_type(tile.dtype)
-        kind = "f32" if tile.dtype == types.float32 else "f64"
-        function = builder.module.declare_intrinsic(
-            f"llvm.vector.reduce.fadd.v{tile.width}{kind}", fnty=ir.FunctionType(number, [number, args[0].type])
-        )
-        return builder.call(function, [ir.Constant(number, -0.0), args[0]], fastmath=("reassoc",))
-
-    return tile.dtype(tile), generate
-
-
-@intrinsic(prefer_literal=True)
-def constant(typing, like, value):
-    """`value` in the type of `like`."""
-
-    def generate(context, builder, signature, args):
-        return ir.Constant(context.get_value_type(like), value.literal_value)
-
-    return like(like, value), generate
-
-
-@intrinsic
-def at(typing, tensor, t, b, h):
-    """The address of `tensor[t, b, h]`."""
-
-    def generate(context, builder, signature, args):
-        address, *strides = (builder.extract_value(args[0], i) for i in range(4))
-        for stride, index in zip(strides, args[1:], strict=True):
-            address = builder.add(address, builder.mul(stride, index))
-        return address
-
-    return types.int64(tensor, types.int64, types.int64, types.int64), generate
-
-
-@intrinsic
-def size_of(typing, value):
-    """Bytes of a number or a tile."""
-    bits = value.dtype.bitwidth * value.width if isinstance(value, Tile) else value.bitwidth
-
-    def generate(context, builder, signature, args):
-        return ir.Constant(ir.IntType(64), bits // 8)
-
-    return types.int64(value), generate
-
-
-@intrinsic
-def prefetch(typing, address):
-    """Ask for the cache line at `address`, which may be anything."""
-
-    def generate(context, builder, signature, args):
-        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
-        function = builder.module.declare_intrinsic(
-            "llvm.prefetch.p0", fnty=ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
-        )
-        constants = [ir.Constant(flag, value) for value in (0, 3, 1)]  # to read, keep it close, data
-        builder.call(function, [builder.inttoptr(args[0], byte), *constants])
-        return context.get_dummy_value()
-
-    return types.void(address), generate
-
-
-@intrinsic
-def fold_product(typing, x, y, addend):
-    """x * y folded to the narrower tile `addend`, plus `addend`."""
-
-    def generate(context, builder, signature, args):
-        left, right, result = args
-        function = _fmuladd(builder, addend)
-        for first in range(0, x.width, addend.width):
-            lanes = range(first, first + addend.width)
-            result = builder.call(function, [_shuffle(builder, z, z, lanes) for z in (left, right)] + [result])
-        return result
-
-    return addend(x, y, addend), generate
-
-
-@intrinsic
-def totals(typing, like, address):
-    """The sums of as many tiles as a tile is wide, stored one after the other at `address`."""
-
-    def generate(context, builder, signature, args):
-        n = like.width
-        pointer = _pointer(context, builder, args[1], like)
-        index = [ir.Constant(ir.IntType(64), i) for i in range(n)]
-        tiles = [builder.load(builder.gep(pointer, [i]), align=like.dtype.bitwidth // 8) for i in index]
-        # Two tiles become one of half sums, lanes of the second where the bit is set: n tiles become one of n sums.
-        bit = n // 2
-        while bit:
-            pairs = zip(tiles[:bit], tiles[bit:], strict=True)
-            own = [lane + n if lane & bit else lane for lane in range(n)]
-            other = [(lane ^ bit) + (n if lane & bit else 0) for lane in range(n)]
-            tiles = [builder.fadd(_shuffle(builder, x, y, own), _shuffle(builder, x, y, other)) for x, y in pairs]
-            bit //= 2
-        return tiles[0]
-
-    return like(like, address), generate
-
-
-@intrinsic
-def is_set(typing, address):
-    """Whether the bool at `address` is true."""
-
-    def generate(context, builder, signature, args):
-        byte = builder.load(builder.inttoptr(args[0], ir.IntType(8).as_pointer()))
-        return builder.icmp_unsigned("!=", byte, ir.Constant(ir.IntType(8), 0))
-
-    return types.boolean(address), generate
-
-
 # ------------------------------------------------------------------------------------------------------- kernels
 #
 # A tensor reaches a kernel as (address, stride of time, of batch, of head) in bytes; its last axis is dense. `zero` is
@@ -252,7 +59,7 @@ def is_set(typing, address):
 # over i, j and c that load tiles run in bytes, too.
 
 
-@njit
+@njit(forceinline=True)
 def _prefetch_rows(x, y, z, t, b, h, num_bytes):
     # Rows of one program lie too far apart in memory for the hardware to guess the next.
     for i in range(0, num_bytes, CACHE_LINE):
@@ -261,14 +68,14 @@ def _prefetch_rows(x, y, z, t, b, h, num_bytes):
         prefetch(at(z, t, b, h) + i)
 
 
-@njit
+@njit(forceinline=True)
 def _fill(address, num_bytes, zero):
     step = size_of(zero)
     for i in range(0, num_bytes, step):
         store(address + i, zero)
 
 
-@njit
+@njit(forceinline=True)
 def _dot(x, y, num_bytes, zero):
     products = zero
     for i in range(0, num_bytes, size_of(zero)):
@@ -277,9 +84,11 @@ def _dot(x, y, num_bytes, zero):
 
 
 @njit(nogil=True)
-def _scan_forward(b, h, zero, q, k, v, beta, decay, starts, initial, state, outputs, errors, scale, erase, gated, sizes):
+def _scan_forward(
+    b, h, zero, q, k, v, beta, decay, starts, initial, state, outputs, errors, scale, erase, gated, sizes
+):
     """All steps of one matrix, which lives in `state`; e = v - S'^T k goes to `errors`."""
-    steps, batch, heads, K, V = sizes
+    steps, _, _, K, V = sizes
     minus = constant(scale, -1)
     size, step = size_of(scale), size_of(zero)
     row, column = V * size, K * size
@@ -334,7 +143,7 @@ def _sweep_in_reverse(
     The gradient of the decay needs no states: with inner = <dS, S> after the last step, <dS_t, S_t> and <dS'_t, S'_t>
     differ by v . dv, and the step before adds y . dy.
     """
-    steps, batch, heads, K, V = sizes
+    steps, _, _, K, V = sizes
     one, minus = constant(scale, 1), constant(scale, -1)
     size, step, lanes = size_of(scale), size_of(zero), size_of(narrow)
     row, column = V * size, K * size
@@ -350,6 +159,8 @@ def _sweep_in_reverse(
         beta_t, decay_t = load(scale, at(beta, t, b, h)), load(scale, at(decay, t, b, h))
         _prefetch_rows(q, k, dk, t - AHEAD, b, h, column)
         _prefetch_rows(doutputs, errors, dv, t - AHEAD, b, h, row)
+        if gated:
+            _prefetch_rows(v, outputs, outputs, t - AHEAD, b, h, row)
         if not pending:
             k_after = k_t
         strength = zero
@@ -387,7 +198,9 @@ def _sweep_in_reverse(
             erased = multiply(minus, load(zero, dv_t + c)) if erase else zero
             for i in range(K):
                 g = multiply_add(load(scale, k_t + i * size), erased, load(zero, gradient + i * row + c))
-                store(gradient + i * row + c, multiply(decay_t, g))
+                if gated:
+                    g = multiply(decay_t, g)
+                store(gradient + i * row + c, g)
 
 
 @njit(nogil=True)
@@ -395,7 +208,7 @@ def _sweep_forward(
     b, h, zero, matrix, k, beta, decay, starts, initial, errors, doutputs, dq, dk, dv, scale, erase, gated, sizes
 ):
     """All of dq = scale S dy, and of dk the part -S' dv; S^T, whose rows are columns of S, lives in `matrix`."""
-    steps, batch, heads, K, V = sizes
+    steps, _, _, K, V = sizes
     minus = constant(scale, -1)
     size, step = size_of(scale), size_of(zero)
     row, column = V * size, K * size
@@ -565,20 +378,16 @@ def _forward(
     errors = torch.empty(v.shape if save else (1, *v.shape[1:]), dtype=v.dtype)
     initial = state.contiguous()
     final = torch.empty(initial.shape, dtype=v.dtype)
-    decay = _ones(v.dtype).expand(beta.shape) if log_decay is None else log_decay.exp()
+    gated = log_decay is not None
+    decay = log_decay.exp() if gated else beta  # read, but not used
     tensors = q, k, v, beta, decay, episode_starts, initial, final, outputs, errors if save else errors.expand(v.shape)
-    arguments = (*map(_rows, tensors), _number(scale, v.dtype), rule == "delta", log_decay is not None, sizes)
+    arguments = (*map(_rows, tensors), _number(scale, v.dtype), rule == "delta", gated, sizes)
     if work < SERIAL_BELOW and not save:
         forward_kernel(_width(sizes, v.dtype), False)(*arguments)
     else:
         with _threads(work):
             forward_kernel(_width(sizes, v.dtype), True)(*arguments)
     return outputs, final, decay, errors
-
-
-@functools.cache
-def _ones(dtype: torch.dtype) -> Tensor:
-    return torch.ones((), dtype=dtype)
 
 
 def _number(value: float, dtype: torch.dtype) -> np.floating:
@@ -615,5 +424,15 @@ def _threads(work: int) -> Iterator[None]:
         numba.set_num_threads(available)
 
 
+@njit(parallel=True, cache=True)
+def _probe(n):
+    result = 0.0
+    for i in prange(n):
+        result += total(zeros(1.0, 16)) + i
+    return result
+
+
 def compile_probe() -> None:
     """Raise what stands in the way of compiling and running kernels."""
+    if _probe(3) != 3.0:
+        raise RuntimeError("a compiled loop over 0, 1, 2 does not add up to 3")

@@ -1,4 +1,4 @@
-"""The definition of the fast weight scan: a loop over time, written for the eye. Every other backend is tested on it."""
+"""The definition of the fast weight scan: a loop over time, written for the eye. All backends are tested on it."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,10 +19,10 @@ def scan(
     """Any dtype, any number of derivatives; the formula is in `fast_weight_scan`."""
     outputs = []
     for t in range(q.shape[0]):
-        if log_decay is not None:
-            state = torch.einsum("bh,bhkv->bhkv", log_decay[t].exp(), state)
         # A fill, not a product: a start also clears what is not a number.
         state = state.masked_fill(episode_starts[t, :, None, None, None], 0.0)
+        if log_decay is not None:
+            state = torch.einsum("bh,bhkv->bhkv", log_decay[t].exp(), state)
         target = v[t]
         if rule == "delta":
             target = target - torch.einsum("bhkv,bhk->bhv", state, k[t])

@@ -106,7 +106,7 @@ def _numba_problem() -> str | None:
     # cache that cannot be written), and all of it has the same cure: torch.
     try:
         importlib.import_module(_MODULES["numba"]).compile_probe()
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None
 
