@@ -87,8 +87,9 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         if self.encoder_size is not None:
             require_positive(encoder_size=self.encoder_size)
             # torch's random bias, not zero: behind a norm, a map without bias would lose the size of small observations
-            self.encoder = nn.Sequential(nn.Linear(size, self.encoder_size), self.activation_fn())
-            nn.init.orthogonal_(self.encoder[0].weight)
+            layer = nn.Linear(size, self.encoder_size)
+            nn.init.orthogonal_(layer.weight)
+            self.encoder = nn.Sequential(layer, self.activation_fn())
             size = self.encoder_size
         self.memory = build_memory(self.memory_config, size, self.n_blocks)
         self.mlp_extractor = MlpExtractor(
