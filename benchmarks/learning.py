@@ -115,9 +115,13 @@ def command(question: Question, memory: str, seed: int, directory: pathlib.Path)
     ]
 
 
+def is_finished(directory: pathlib.Path) -> bool:
+    return RunPaths(directory).description.exists() and read_run(directory)["status"] == "finished"
+
+
 def train(question: Question, memory: str, seed: int, directory: pathlib.Path) -> None:
     """One run in a process of its own, unless it is finished."""
-    if RunPaths(directory).description.exists() and read_run(directory)["status"] == "finished":
+    if is_finished(directory):
         return
     directory.parent.mkdir(parents=True, exist_ok=True)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
@@ -207,15 +211,16 @@ def draw(question: Question, rows: list[dict[str, Any]], file: pathlib.Path) -> 
 
 
 def answer(name: str, question: Question, jobs: int, root: pathlib.Path) -> dict[str, Any]:
-    """Train what is missing, then evaluate everything."""
+    """Train what is missing (nothing with no jobs), then evaluate everything that is finished."""
     # Seeds outermost, so that a benchmark that is cut off has compared memories; the control, which takes longest, last
     runs = sorted(
         ((memory, seed) for seed in range(question.n_seeds) for memory in question.memories),
         key=lambda run: run[0] == "none",
     )
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(lambda run: train(question, *run, directory_of(name, *run, root)), runs))
-    rows = [row(question, *run, directory_of(name, *run, root)) for run in runs]
+    if jobs > 0:
+        with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(lambda run: train(question, *run, directory_of(name, *run, root)), runs))
+    rows = [row(question, *run, directory) for run in runs if is_finished(directory := directory_of(name, *run, root))]
     return {"machine": describe_machine(), "question": question.text, "env_id": question.env_id, "rows": rows}
 
 
@@ -251,7 +256,7 @@ def smoke() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"of {', '.join(QUESTIONS)}")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side; 0 only evaluates")
     parser.add_argument("--smoke", action="store_true")
     arguments = parser.parse_args()
     if arguments.smoke:
