@@ -101,7 +101,7 @@ def render_run(
     if episodes < 1:
         raise UsageError(f"episodes={episodes} must be at least 1")
     note = None
-    if out.suffix.lower() == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
+    if out.suffix.lower() == ".mp4" and not _can_encode_mp4():
         out = out.with_suffix(".gif")
         note = "mp4 needs the extra 'video' (pip install imageio-ffmpeg); wrote a GIF instead"
     config, policy = load_run(directory)
@@ -458,6 +458,10 @@ def _common_palette(pictures: Sequence[Image.Image]) -> Image.Image:
     palette = Image.new("P", (1, 1))
     palette.putpalette([channel for color in fixed for channel in color] + found[: 3 * (256 - len(fixed))])
     return palette
+
+
+def _can_encode_mp4() -> bool:
+    return importlib.util.find_spec("imageio_ffmpeg") is not None
 
 
 def _write_mp4(path: Path, pictures: Sequence[Image.Image]) -> None:
