@@ -343,7 +343,9 @@ class FastWeightScan(torch.autograd.Function):
     def backward(ctx: FunctionCtx, doutputs, dfinal):
         q, k, v, beta, decay, state, episode_starts, errors, outputs, final = ctx.saved_tensors
         doutputs = torch.zeros_like(errors) if doutputs is None else _dense(doutputs)
-        dstate = torch.zeros_like(state) if dfinal is None else dfinal.clone(memory_format=torch.contiguous_format)
+        dstate = torch.zeros(state.shape, dtype=state.dtype)
+        if dfinal is not None:
+            dstate.copy_(dfinal)
         inner = (dstate * final).sum((-1, -2))
         dq, dk, dv, dbeta = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v, beta))
         dlog_decay = torch.empty_like(dbeta) if ctx.gated else None
@@ -374,13 +376,15 @@ def _forward(
     """Outputs, final state, decay, errors."""
     sizes = *q.shape, v.shape[-1]
     work = q.numel() * v.shape[-1]
-    outputs = torch.empty(v.shape, dtype=v.dtype)
-    errors = torch.empty(v.shape if save else (1, *v.shape[1:]), dtype=v.dtype)
+    outputs = torch.empty_like(v, memory_format=torch.contiguous_format)
+    errors = torch.empty_like(outputs)
+    if not save and len(v) > 1:
+        errors = errors[:1].expand(v.shape)  # not looked at again: all steps may share the memory of one
     initial = state.contiguous()
-    final = torch.empty(initial.shape, dtype=v.dtype)
+    final = torch.empty_like(initial)
     gated = log_decay is not None
     decay = log_decay.exp() if gated else beta  # read, but not used
-    tensors = q, k, v, beta, decay, episode_starts, initial, final, outputs, errors if save else errors.expand(v.shape)
+    tensors = q, k, v, beta, decay, episode_starts, initial, final, outputs, errors
     arguments = (*map(_rows, tensors), _number(scale, v.dtype), rule == "delta", gated, sizes)
     if work < SERIAL_BELOW and not save:
         forward_kernel(_width(sizes, v.dtype), False)(*arguments)
@@ -406,11 +410,8 @@ def _dense(x: Tensor) -> Tensor:
 
 def _rows(x: Tensor) -> tuple[int, int, int, int]:
     """Address and the first three strides in bytes."""
-    size = x.element_size()
-    strides = x.stride()
-    if x.ndim == 2:
-        return x.data_ptr(), strides[0] * size, strides[1] * size, 0
-    return x.data_ptr(), strides[0] * size, strides[1] * size, strides[2] * size
+    size, strides = x.element_size(), x.stride()
+    return x.data_ptr(), strides[0] * size, strides[1] * size, strides[2] * size if len(strides) > 2 else 0
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import importlib
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -52,16 +53,17 @@ def fast_weight_scan(
     are widened.
     """
     _check(q, k, v, beta, state, episode_starts, log_decay, rule)
+    dtype, device = state.dtype, state.device
     if q.shape[0] == 0:
-        return v.new_empty(v.shape, dtype=state.dtype), state
-    if q.dtype != state.dtype or k.dtype != state.dtype or v.dtype != state.dtype or beta.dtype != state.dtype:
-        q, k, v, beta = (x.to(state.dtype) for x in (q, k, v, beta))
+        return v.new_empty(v.shape, dtype=dtype), state
+    if not q.dtype == k.dtype == v.dtype == beta.dtype == dtype:
+        q, k, v, beta = (x.to(dtype) for x in (q, k, v, beta))
     if log_decay is not None:
-        log_decay = log_decay.to(state.dtype)
-    scan = importlib.import_module(_MODULES[resolve_backend(backend, state.device)]).scan
-    if torch.is_autocast_enabled(state.device.type):
+        log_decay = log_decay.to(dtype)
+    scan = _implementation(resolve_backend(backend, device))
+    if torch.is_autocast_enabled(device.type):
         # Rounding to bfloat16 at every step would add up over the sequence.
-        with torch.autocast(state.device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False):
             return scan(q, k, v, beta, log_decay, state, episode_starts, rule, scale)
     return scan(q, k, v, beta, log_decay, state, episode_starts, rule, scale)
 
@@ -84,6 +86,12 @@ def resolve_backend(backend: str, device: torch.device) -> str:
         if problem:
             raise RuntimeError(f"{source} cannot run: {problem}; use backend='auto'")
     return backend
+
+
+@functools.cache
+def _implementation(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    scan: Callable[..., tuple[Tensor, Tensor]] = importlib.import_module(_MODULES[backend]).scan
+    return scan
 
 
 @functools.cache

@@ -392,10 +392,11 @@ def test_gradient_of_one_input(backend: str, wanted: str) -> None:
 @pytest.mark.parametrize("used", ["outputs", "state"])
 def test_gradient_of_one_output(backend: str, used: str) -> None:
     """Catches a backward that expects both; the gradient of a sum is an expanded tensor."""
-    inputs, starts = make_inputs(6), make_starts("random", 6)
+    inputs, starts = make_inputs(6, key_size=16, value_size=32), make_starts("random", 6)
+    inputs["state"] = inputs["state"].mT.contiguous().mT
     gradients = {}
     for name in ("reference", backend):
-        leaves = {key: x.clone().requires_grad_() for key, x in inputs.items()}
+        leaves = {key: x.detach().requires_grad_() for key, x in inputs.items()}
         outputs, state = fast_weight_scan(**leaves, episode_starts=starts, backend=name)
         result = outputs if used == "outputs" else state
         gradients[name] = torch.autograd.grad(
