@@ -347,8 +347,8 @@ class FastWeightScan(torch.autograd.Function):
         if dfinal is not None:
             dstate.copy_(dfinal)
         inner = (dstate * final).sum((-1, -2))
-        dq, dk, dv, dbeta = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v, beta))
-        dlog_decay = torch.empty_like(dbeta) if ctx.gated else None
+        dq, dk, dv, dbeta = (_empty(x.shape, x.dtype) for x in (q, k, v, beta))
+        dlog_decay = _empty(beta.shape, beta.dtype) if ctx.gated else None
         sizes = *q.shape, v.shape[-1]
         initial = state.contiguous()
         tensors = [q, k, v, beta, decay, episode_starts, initial, outputs, errors, doutputs, inner]
@@ -376,10 +376,11 @@ def _forward(
     """Outputs, final state, decay, errors."""
     sizes = *q.shape, v.shape[-1]
     work = q.numel() * v.shape[-1]
-    outputs = torch.empty_like(v, memory_format=torch.contiguous_format)
-    errors = torch.empty_like(outputs)
-    if not save and len(v) > 1:
-        errors = errors[:1].expand(v.shape)  # not looked at again: all steps may share the memory of one
+    outputs = _empty(v.shape, v.dtype)
+    if save or len(v) == 1:
+        errors = _empty(v.shape, v.dtype)
+    else:
+        errors = _empty(v.shape[1:], v.dtype).expand(v.shape)  # not looked at again: all steps share the memory of one
     initial = state.contiguous()
     final = torch.empty_like(initial)
     gated = log_decay is not None
@@ -392,6 +393,11 @@ def _forward(
         with _threads(work):
             forward_kernel(_width(sizes, v.dtype), True)(*arguments)
     return outputs, final, decay, errors
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    # From numpy, which asks for huge pages: the first touch of fresh memory costs as much as the kernels otherwise.
+    return torch.from_numpy(np.empty(shape, np.float32 if dtype == torch.float32 else np.float64))
 
 
 def _number(value: float, dtype: torch.dtype) -> np.floating:
