@@ -2,14 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from fwp_rl.memory import MemoryConfig
+from fwp_rl.ops import unit
 
 
 def linear(input_size: int, output_size: int, *, gain: float = 1.0, bias: bool = True) -> nn.Linear:
@@ -19,32 +18,6 @@ def linear(input_size: int, output_size: int, *, gain: float = 1.0, bias: bool =
     if bias:
         nn.init.zeros_(layer.bias)
     return layer
-
-
-def unit(x: Float[Tensor, "*batch K"], epsilon: float = 1e-6) -> Float[Tensor, "*batch K"]:
-    """`x / sqrt(|x|^2 + epsilon)`: unit length, with a gradient also at zero. Computed in float32 at least.
-
-    Keys must not be longer than 1: the delta rule erases by I - beta k k^T, which explodes for beta |k|^2 > 2.
-    """
-    return _Unit.apply(x.to(torch.promote_types(x.dtype, torch.float32)), epsilon)
-
-
-class _Unit(torch.autograd.Function):
-    """A third of the passes over memory that the same formula takes when torch differentiates it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, epsilon: float) -> Tensor:
-        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().add_(epsilon).rsqrt_()
-        y = x * scale
-        ctx.save_for_backward(y, scale)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        y, scale = ctx.saved_tensors
-        along = (grad * y).sum(-1, keepdim=True)
-        return torch.addcmul(grad, y, along, value=-1).mul_(scale), None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +41,13 @@ class FastWeightBlock(nn.Module):
 
     A pre-norm residual block. The memory calls `enter`, computes what its heads read, and calls `leave`:
 
-        x = encode(inputs);   q, k, v = project(norm(x))
+        x = encode(inputs);   q, k, v, gates = project(norm(x))
         x = x + readout(y);   x = x + feed_forward(norm(x))
+
+    :param gate_biases: `[G, H]`: where the logits of G gates start. Their weights are small, so that the biases rule.
     """
 
-    def __init__(self, input_size: int, config: FastWeightConfig) -> None:
+    def __init__(self, input_size: int, config: FastWeightConfig, gate_biases: Float[Tensor, "G H"]) -> None:
         super().__init__()
         c = self.config = config
         require_positive(
@@ -85,10 +60,16 @@ class FastWeightBlock(nn.Module):
         )
         self.encode = nn.Identity() if input_size == c.width else linear(input_size, c.width)
         self.norm = nn.LayerNorm(c.width)
-        # One layer for queries, keys and values: fewer and larger matrix products.
-        self.project = linear(c.width, c.n_heads * (2 * c.key_size + c.value_size), bias=False)
+        # One layer for queries, keys, values and gates: fewer and larger matrix products.
+        keys, values = c.n_heads * c.key_size, c.n_heads * c.value_size
+        self.projected_sizes = keys, keys, values, gate_biases.numel()
+        self.project = linear(c.width, sum(self.projected_sizes))
+        with torch.no_grad():
+            gates = slice(2 * keys + values, None)
+            nn.init.orthogonal_(self.project.weight[gates], gain=0.1)
+            self.project.bias[gates] = gate_biases.flatten()
         # Small, not zero: else the memory would get no gradient in the first update.
-        self.readout = linear(c.n_heads * c.value_size, c.width, gain=0.5, bias=False)
+        self.readout = linear(values, c.width, gain=0.5, bias=False)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(c.width),
             linear(c.width, c.expansion * c.width),
@@ -105,39 +86,30 @@ class FastWeightBlock(nn.Module):
         self, inputs: Float[Tensor, "T B D"]
     ) -> tuple[
         Float[Tensor, "T B W"],
-        Float[Tensor, "T B W"],
         Float[Tensor, "T B H K"],
         Float[Tensor, "T B H K"],
         Float[Tensor, "T B H V"],
+        Float[Tensor, "T B G H"],
     ]:
-        """The residual stream x, its norm z, and from z the unit queries q, unit keys k and values v of the heads."""
+        """The residual stream x; and of the heads the unit queries q, unit keys k, values v and logits of the gates."""
         x = self.encode(inputs)
-        z = self.norm(x)
         c = self.config
-        qk, v = self.project(z).split((2 * c.n_heads * c.key_size, c.n_heads * c.value_size), dim=-1)
-        q, k = unit(qk.unflatten(-1, (2, c.n_heads, c.key_size))).unbind(-3)
-        return x, z, q, k, v.unflatten(-1, (c.n_heads, c.value_size))
+        q, k, v, gates = self.project(self.norm(x)).split(self.projected_sizes, dim=-1)
+        time, batch = x.shape[:2]
+        return (
+            x,
+            unit(q, c.key_size).view(time, batch, c.n_heads, c.key_size),
+            unit(k, c.key_size).view(time, batch, c.n_heads, c.key_size),
+            v.view(time, batch, c.n_heads, c.value_size),
+            gates.view(time, batch, -1, c.n_heads),
+        )
 
     def leave(self, x: Float[Tensor, "T B W"], y: Float[Tensor, "T B H V"]) -> Float[Tensor, "T B W"]:
         """Add to the residual stream what the heads read, then the feed-forward layer."""
         # RMS norm of each head, with a large epsilon: an almost empty memory is not blown up to full scale.
         size = self.config.value_size
-        x = x + self.readout(unit(y, 1e-3 * size).flatten(-2) * size**0.5)
+        x = x + self.readout(unit(y.flatten(-2), size, epsilon=1e-3 * size, length=size**0.5))
         return x + self.feed_forward(x)
-
-
-class HeadGate(nn.Module):
-    """One number for each head: `w_h z + b_h`, with small `w` so that the bias rules at the start."""
-
-    def __init__(self, width: int, bias: Float[Tensor, " H"]) -> None:
-        super().__init__()
-        self.linear = linear(width, len(bias), gain=0.1)
-        with torch.no_grad():
-            self.linear.bias.copy_(bias)
-
-    def forward(self, z: Float[Tensor, "T B W"]) -> Float[Tensor, "T B H"]:
-        """The logits of the gate."""
-        return self.linear(z)
 
 
 def spaced_time_constants(n_heads: int, shortest: float, longest: float) -> Float[Tensor, " H"]:

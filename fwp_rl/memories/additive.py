@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fwp_rl.layers import FastWeightBlock, FastWeightConfig, HeadGate, write_strength_bias
+from fwp_rl.layers import FastWeightBlock, FastWeightConfig, write_strength_bias
 from fwp_rl.memory import Memory
 from fwp_rl.ops import fast_weight_scan
 from fwp_rl.registry import register
@@ -38,8 +38,8 @@ class Additive(Memory):
         super().__init__()
         self.input_size = input_size
         self.output_size = config.width
-        self.block = FastWeightBlock(input_size, config)
-        self.strength = HeadGate(config.width, write_strength_bias(config.n_heads, config.key_size, 1.0))
+        bias = write_strength_bias(config.n_heads, config.key_size, 1.0)
+        self.block = FastWeightBlock(input_size, config, gate_biases=bias[None])
 
     def initial_state(self, batch_size: int) -> State:
         """Empty fast weights `[B, H, K, V]`."""
@@ -49,7 +49,7 @@ class Additive(Memory):
         self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
     ) -> tuple[Float[Tensor, "T B O"], State]:
         """See `Memory.scan`."""
-        x, z, q, k, v = self.block.enter(inputs)
-        beta = torch.sigmoid(self.strength(z))
+        x, q, k, v, gates = self.block.enter(inputs)
+        beta = torch.sigmoid(gates[..., 0, :])
         y, state = fast_weight_scan(q, k, v, beta, state, episode_starts, rule="additive")
         return self.block.leave(x, y), state

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fwp_rl.layers import FastWeightBlock, FastWeightConfig, HeadGate, write_strength_bias
+from fwp_rl.layers import FastWeightBlock, FastWeightConfig, write_strength_bias
 from fwp_rl.memory import Memory
 from fwp_rl.ops import fast_weight_scan
 from fwp_rl.registry import register
@@ -42,9 +42,8 @@ class Delta(Memory):
         self.input_size = input_size
         self.output_size = config.width
         self.largest_strength = 2.0 if config.negative_eigenvalues else 1.0
-        self.block = FastWeightBlock(input_size, config)
         bias = write_strength_bias(config.n_heads, config.key_size, self.largest_strength)
-        self.strength = HeadGate(config.width, bias)
+        self.block = FastWeightBlock(input_size, config, gate_biases=bias[None])
 
     def initial_state(self, batch_size: int) -> State:
         """Empty fast weights `[B, H, K, V]`."""
@@ -54,7 +53,7 @@ class Delta(Memory):
         self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
     ) -> tuple[Float[Tensor, "T B O"], State]:
         """See `Memory.scan`."""
-        x, z, q, k, v = self.block.enter(inputs)
-        beta = self.largest_strength * torch.sigmoid(self.strength(z))
+        x, q, k, v, gates = self.block.enter(inputs)
+        beta = self.largest_strength * torch.sigmoid(gates[..., 0, :])
         y, state = fast_weight_scan(q, k, v, beta, state, episode_starts)
         return self.block.leave(x, y), state

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fwp_rl.layers import FastWeightBlock, FastWeightConfig, HeadGate, spaced_time_constants, write_strength_bias
+from fwp_rl.layers import FastWeightBlock, FastWeightConfig, spaced_time_constants, write_strength_bias
 from fwp_rl.memory import Memory
 from fwp_rl.ops import fast_weight_scan
 from fwp_rl.registry import register
@@ -44,11 +44,10 @@ class GatedDelta(Memory):
         self.input_size = input_size
         self.output_size = config.width
         self.largest_strength = 2.0 if config.negative_eigenvalues else 1.0
-        self.block = FastWeightBlock(input_size, config)
-        bias = write_strength_bias(config.n_heads, config.key_size, self.largest_strength)
-        self.strength = HeadGate(config.width, bias)
+        strength = write_strength_bias(config.n_heads, config.key_size, self.largest_strength)
         # softplus(c) = 1 / tau
-        self.decay = HeadGate(config.width, (1 / spaced_time_constants(config.n_heads, 64.0, 8192.0)).expm1().log())
+        decay = (1 / spaced_time_constants(config.n_heads, 64.0, 8192.0)).expm1().log()
+        self.block = FastWeightBlock(input_size, config, gate_biases=torch.stack([strength, decay]))
 
     def initial_state(self, batch_size: int) -> State:
         """Empty fast weights `[B, H, K, V]`."""
@@ -58,8 +57,9 @@ class GatedDelta(Memory):
         self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
     ) -> tuple[Float[Tensor, "T B O"], State]:
         """See `Memory.scan`."""
-        x, z, q, k, v = self.block.enter(inputs)
-        beta = self.largest_strength * torch.sigmoid(self.strength(z))
-        log_decay = -F.softplus(self.decay(z))
+        x, q, k, v, gates = self.block.enter(inputs)
+        strength, decay = gates.unbind(-2)
+        beta = self.largest_strength * torch.sigmoid(strength)
+        log_decay = -F.softplus(decay)
         y, state = fast_weight_scan(q, k, v, beta, state, episode_starts, log_decay=log_decay)
         return self.block.leave(x, y), state
