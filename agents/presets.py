@@ -104,7 +104,6 @@ _PRESETS = {
                 learning_rate_schedule="linear",
                 n_steps=128,
                 sequence_length=32,
-                batch_size=256,
                 n_epochs=10,
                 gamma=0.98,
                 gae_lambda=0.9,
