@@ -52,6 +52,8 @@ class PPOConfig:
     """Gradients are clipped to this norm."""
     target_kl: float | None = None
     """Stop the passes over a rollout once the policy has moved this far. None: never."""
+    normalize_reward: bool = False
+    """Learn from rewards divided by the running spread of their discounted sum. Statistics and evaluations stay raw."""
     use_sde: bool = False
     """State-dependent exploration (continuous actions only)."""
     log_std_init: float = 0.0

@@ -32,7 +32,7 @@ from agents.evaluation import evaluate_policy_on, summarize
 from agents.interrupts import Interrupts
 from agents.progress import Progress, format_seconds
 from agents.runs import FORMAT, VERSION, MetricsFile, RunPaths, create_run_directory, default_directory, write_json
-from agents.vec_env import make_vec_env, policy_name, seed_training
+from agents.vec_env import NormalizedRewards, make_vec_env, policy_name, seed_training
 from fwp_rl.registry import memory_name
 from fwp_rl.sb3 import MemoryPPO, NonFiniteError
 
@@ -65,7 +65,7 @@ def train(
 
 def build_model(config: TrainConfig, venv: VecEnv) -> MemoryPPO:
     """The learner of `config` on `venv`; UsageError with one line for each setting that cannot work."""
-    special = ("learning_rate_schedule", "ent_coef_final", "log_std_init")
+    special = ("learning_rate_schedule", "ent_coef_final", "log_std_init", "normalize_reward")
     settings = {name: value for name, value in asdict(config.ppo).items() if name not in special}
     if config.ppo.learning_rate_schedule == "linear" and config.ppo.learning_rate >= 0:
         settings["learning_rate"] = LinearSchedule(config.ppo.learning_rate, 0.0, 1.0)
@@ -265,7 +265,7 @@ class _MetricsWriter(KVWriter):
 
 
 def _make_training_env(config: TrainConfig) -> VecEnv:
-    return make_vec_env(
+    venv = make_vec_env(
         config.env_id,
         config.n_envs,
         seed=config.seed,
@@ -273,6 +273,7 @@ def _make_training_env(config: TrainConfig) -> VecEnv:
         previous_action=config.previous_action,
         previous_reward=config.previous_reward,
     )
+    return NormalizedRewards(venv, config.ppo.gamma) if config.ppo.normalize_reward else venv
 
 
 def _ppo_problems(config: TrainConfig) -> list[str]:

@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, VecTransposeImage
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 import envs
@@ -68,6 +68,26 @@ def add_inputs(venv: VecEnv, previous_action: bool, previous_reward: bool) -> Ve
     if any(is_image_space(part) and not is_image_space_channels_first(part) for part in parts):  # type: ignore[arg-type]
         venv = VecTransposeImage(venv)
     return venv
+
+
+class NormalizedRewards(VecNormalize):
+    """`venv` with rewards divided by the running standard deviation of their discounted sum; the rest is untouched.
+
+    The infos and a previous reward that the memory reads stay raw. Unlike in SB3's class, a reward that is NaN or
+    infinite comes out as it went in and does not enter the statistics: else it would turn the rewards of all
+    environments into NaN, and nobody could say which one is broken.
+    """
+
+    def __init__(self, venv: VecEnv, gamma: float) -> None:
+        super().__init__(venv, norm_obs=False, gamma=gamma)
+
+    def _update_reward(self, reward: np.ndarray) -> None:
+        if np.isfinite(reward).all():
+            super()._update_reward(reward)
+
+    def normalize_reward(self, reward: np.ndarray) -> np.ndarray:
+        """The rewards as the learner gets them."""
+        return np.where(np.isfinite(reward), super().normalize_reward(reward), reward).astype(np.float32)
 
 
 def policy_name(venv: VecEnv) -> str:

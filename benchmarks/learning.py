@@ -73,7 +73,8 @@ QUESTIONS = {
         measure="return_mean",
         bar=450.0,
         control=(0.0, 250.0),
-        eval_every=0,
+        stop_at=0.9,
+        eval_every=5_000,
     ),
     "memory-s9": Question(
         text="MiniGrid-MemoryS9-v0 with a view of 3",

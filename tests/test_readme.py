@@ -30,7 +30,7 @@ def test_commands_run(tmp_path: Path) -> None:
         if program.endswith("tensorboard"):
             continue
         if arguments[0] == "train.py":
-            shorter = ["--total-timesteps", "512", "--ppo.n-steps", "16", "--n-envs", "4", "--eval-episodes", "2"]
+            shorter = ["--total-timesteps", "512", "--ppo.n-steps", "32", "--n-envs", "4", "--eval-episodes", "2"]
             arguments[1:1] = [*shorter, "--root", str(runs)]
         elif "evaluate" in arguments:
             arguments += ["--episodes", "4"]

@@ -1,5 +1,6 @@
 """The actor-critic: features, then one memory, then SB3's heads."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,9 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             require_positive(encoder_size=self.encoder_size)
             # torch's random bias, not zero: behind a norm, a map without bias would lose the size of small observations
             layer = nn.Linear(size, self.encoder_size)
-            nn.init.orthogonal_(layer.weight)
+            # An orthogonal map keeps the length of its input: spread over more units than there are inputs, each unit
+            # would get little of it, and two numbers that change by a hundredth a step would be lost behind a norm.
+            nn.init.orthogonal_(layer.weight, gain=max(1.0, math.sqrt(self.encoder_size / size)))
             self.encoder = nn.Sequential(layer, self.activation_fn())
             size = self.encoder_size
         self.memory = build_memory(self.memory_config, size, self.n_blocks)

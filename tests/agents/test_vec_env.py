@@ -8,7 +8,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeIm
 import envs
 from agents.episodes import EVALUATION_SEED, make_env, training_seed
 from agents.errors import EnvironmentFaultError, UsageError
-from agents.vec_env import NativeVecEnv, make_vec_env, policy_name
+from agents.vec_env import NativeVecEnv, NormalizedRewards, make_vec_env, policy_name
 
 # Tasks that end by success and failure, and by the limit of time (a policy that walks at random is slow in a corridor).
 TASKS = [
@@ -92,6 +92,36 @@ def test_previous_inputs_and_images_fit_their_policies() -> None:
     image = make_vec_env("MiniGrid-Empty-5x5-v0", 2, options={"observation": "rgb"})
     assert policy_name(image) == "CnnPolicy"
     assert isinstance(image, VecTransposeImage)
+
+
+def test_normalized_rewards_leave_statistics_and_previous_reward_raw() -> None:
+    options = {"k": 1, "episode_length": 20}
+    raw = make_vec_env("fwp/RepeatPrevious-v0", 2, options=options, previous_reward=True)
+    normalized = NormalizedRewards(
+        make_vec_env("fwp/RepeatPrevious-v0", 2, options=options, previous_reward=True), gamma=0.9
+    )
+    raw.reset()
+    normalized.reset()
+    differ = ended = False
+    for _ in range(40):
+        observations, rewards, dones, infos = normalized.step(np.ones(2, dtype=int))
+        raw_observations, raw_rewards, _, raw_infos = raw.step(np.ones(2, dtype=int))
+        for key in raw_observations:  # type: ignore[union-attr]
+            np.testing.assert_array_equal(observations[key], raw_observations[key])  # type: ignore[call-overload]
+        for row in np.flatnonzero(dones):
+            assert infos[row]["episode"]["r"] == raw_infos[row]["episode"]["r"]
+            ended = True
+        differ = differ or not np.allclose(rewards, raw_rewards)
+    assert differ
+    assert ended
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_normalized_rewards_hide_no_fault_and_blame_nobody_else(bad: float) -> None:
+    venv = NormalizedRewards(make_vec_env("CartPole-v1", 3), gamma=0.9)
+    np.testing.assert_array_equal(venv.normalize_reward(np.array([1.0, bad, 1.0])), [1.0, bad, 1.0])
+    venv._update_reward(np.array([1.0, bad, 1.0]))
+    assert np.isfinite(venv.normalize_reward(np.ones(3))).all()
 
 
 def test_seeds_of_training_and_evaluation_never_meet() -> None:

@@ -280,3 +280,14 @@ def test_default_policy_has_one_layer_for_actor_and_critic(random_envs: Callable
     model = MemoryPPO("MlpPolicy", random_envs(BOX, DISCRETE), device="cpu")
     assert model.policy.net_arch == {"pi": [64], "vf": [64]}
     assert model.policy.memory_config == DeltaConfig()
+
+
+@pytest.mark.parametrize("size", [2, 128, 500])
+def test_small_observations_reach_every_unit_of_the_encoder(size: int, random_envs: Callable) -> None:
+    model = MemoryPPO("MlpPolicy", random_envs(spaces.Box(-1, 1, (size,)), DISCRETE), device="cpu")
+    layer = model.policy.encoder[0]  # type: ignore[index]
+    with torch.no_grad():
+        inputs = torch.randn(2000, size)
+        spread = (layer(inputs) - layer.bias).square().mean().sqrt()
+    # As large in each unit as in the inputs, whatever their number
+    assert 0.8 < spread < 1.2

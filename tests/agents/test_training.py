@@ -1,0 +1,41 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from agents.config import PPOConfig, TrainConfig
+from agents.presets import preset_config
+from agents.runs import RunPaths, read_metrics
+from agents.training import _make_training_env, build_model, train
+from agents.vec_env import NormalizedRewards
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_metrics_are_raw_whatever_is_learned_from(normalize: bool, tmp_path: Path) -> None:
+    config = TrainConfig(
+        env_id="CartPoleNoVel-v1",
+        ppo=PPOConfig(n_steps=32, n_epochs=1, normalize_reward=normalize),
+        n_envs=4,
+        total_timesteps=256,
+        eval_every=256,
+        eval_episodes=4,
+        threads=1,
+    )
+    lines = read_metrics(RunPaths(train(config, tmp_path / "run", quiet=True)).metrics)
+    pairs = [
+        (line[f"{of}_mean"], line[to])
+        for line in lines
+        for of, to in (("rollout/ep_rew", "rollout/ep_len_mean"), ("eval/return", "eval/length_mean"))
+        if f"{of}_mean" in line
+    ]
+    assert len(pairs) >= 2
+    assert all(value == pytest.approx(length) for value, length in pairs)  # CartPole pays 1 for each step
+
+
+def test_the_learner_sees_normalized_rewards_where_the_config_says_so() -> None:
+    config = preset_config("CartPoleNoVel-v1", None)
+    for normalize in (False, True):
+        wanted = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, normalize_reward=normalize))
+        venv = _make_training_env(wanted)
+        assert isinstance(build_model(wanted, venv).env, NormalizedRewards) == normalize
+        venv.close()
