@@ -85,7 +85,7 @@ QUESTIONS = {
         bar=0.95,
         control=(0.0, 0.70),
         stop_at=0.98,
-        control_steps=2_000_000,
+        control_steps=1_200_000,
     ),
     "memory-s11": Question(
         text="MiniGrid-MemoryS11-v0",
@@ -96,7 +96,7 @@ QUESTIONS = {
         bar=0.95,
         control=(0.0, 0.70),
         stop_at=0.98,
-        control_steps=2_000_000,
+        control_steps=1_200_000,
     ),
 }
 
