@@ -91,6 +91,8 @@ class TrainConfig:
     """Episodes of each evaluation."""
     stop_at_success: float | None = None
     """End the run once an evaluation reaches this success rate. None: never early."""
+    stop_at_return: float | None = None
+    """End the run once an evaluation reaches this mean return, for tasks without success. None: never early."""
     save_every: int = 100_000
     """Replace model.zip every so many steps (and always at the end)."""
     device: str = "cpu"
@@ -119,8 +121,9 @@ def config_problems(config: TrainConfig) -> list[str]:
     if config.stop_at_success is not None:
         if not 0 < config.stop_at_success <= 1:
             problems.append(f"stop_at_success={config.stop_at_success} must lie in (0, 1]")
-        if config.eval_every <= 0:
-            problems.append("stop_at_success needs evaluations; set eval_every, for instance 20000")
+    for name in ("stop_at_success", "stop_at_return"):
+        if getattr(config, name) is not None and config.eval_every <= 0:
+            problems.append(f"{name} needs evaluations; set eval_every, for instance 20000")
     if config.ppo.ent_coef_final is not None and not config.ppo.ent_coef_final >= 0:
         problems.append(f"ppo.ent_coef_final={config.ppo.ent_coef_final} must be at least 0")
     if config.device not in ("cpu", "auto", "cuda") and not config.device.startswith("cuda:"):

@@ -237,9 +237,9 @@ class _RunCallback(BaseCallback):
         for writer in self.logger.output_formats:
             writer.write(values, dict.fromkeys(values, ()), self.num_timesteps)
         self._progress.note(text)
-        target = config.stop_at_success
-        if target is not None and summary.success_rate is not None and summary.success_rate >= target:
-            self._reached_target = True
+        self._reached_target = _reaches(config.stop_at_success, summary.success_rate) or _reaches(
+            config.stop_at_return, summary.return_mean
+        )
 
 
 class _MetricsWriter(KVWriter):
@@ -295,6 +295,10 @@ def _set_threads(threads: int | None) -> None:
 
     torch.set_num_threads(threads)
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+
+
+def _reaches(target: float | None, measured: float | None) -> bool:
+    return target is not None and measured is not None and measured >= target
 
 
 def _next_multiple(every: int, step: int) -> int:

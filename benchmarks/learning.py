@@ -6,8 +6,8 @@
 
 Every run is `python train.py` with the preset of its task, one thread, and its own directory under
 runs/benchmarks/; runs that are finished are not run again, so a benchmark that was cut off goes on where it was. A run
-with a memory ends when an evaluation on 100 unseen episodes reaches the target. Then every agent plays the same 200
-unseen episodes, and benchmarks/results/learning_<question>.{json,md,png} are written.
+with a memory ends when an evaluation on 100 unseen episodes reaches the target of the question or of the preset. Then
+every agent plays the same 200 unseen episodes, and benchmarks/results/learning_<question>.{json,md,png} are written.
 """
 
 import argparse
@@ -73,8 +73,7 @@ QUESTIONS = {
         measure="return_mean",
         bar=450.0,
         control=(0.0, 250.0),
-        stop_at=0.9,
-        eval_every=5_000,
+        eval_every=2_500,
     ),
     "memory-s9": Question(
         text="MiniGrid-MemoryS9-v0 with a view of 3",

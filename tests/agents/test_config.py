@@ -63,3 +63,4 @@ def test_all_problems_are_told_at_once() -> None:
     problems = "\n".join(config_problems(config))
     for name in ("n_envs=0", "seed=-1", "total_timesteps=0", "stop_at_success=2.0", "eval_every", "'tpu'", "net_arch"):
         assert name in problems
+    assert "stop_at_return needs evaluations" in "\n".join(config_problems(TrainConfig(stop_at_return=450.0)))

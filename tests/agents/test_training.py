@@ -5,7 +5,7 @@ import pytest
 
 from agents.config import PPOConfig, TrainConfig
 from agents.presets import preset_config
-from agents.runs import RunPaths, read_metrics
+from agents.runs import RunPaths, read_metrics, read_run
 from agents.training import _make_training_env, build_model, train
 from agents.vec_env import NormalizedRewards
 
@@ -39,3 +39,20 @@ def test_the_learner_sees_normalized_rewards_where_the_config_says_so() -> None:
         venv = _make_training_env(wanted)
         assert isinstance(build_model(wanted, venv).env, NormalizedRewards) == normalize
         venv.close()
+
+
+@pytest.mark.parametrize(("target", "stops"), [(1.0, True), (501.0, False)])
+def test_a_run_ends_at_the_return_that_was_asked_for(target: float, stops: bool, tmp_path: Path) -> None:
+    config = TrainConfig(
+        env_id="CartPoleNoVel-v1",
+        ppo=PPOConfig(n_steps=32, n_epochs=1),
+        n_envs=4,
+        total_timesteps=512,
+        eval_every=128,
+        eval_episodes=2,
+        stop_at_return=target,
+        threads=1,
+    )
+    run = read_run(train(config, tmp_path / "run", quiet=True))
+    assert run["status"] == "finished"
+    assert (run["steps"] < 512) == stops
