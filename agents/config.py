@@ -97,8 +97,9 @@ class TrainConfig:
     """Replace model.zip every so many steps (and always at the end)."""
     device: str = "cpu"
     """Where to compute: cpu, cuda or auto. Agents of this size are fastest on the CPU."""
-    threads: int | None = None
-    """Threads for computing. None: as the libraries choose."""
+    threads: int | None = 1
+    """Threads for computing; more bring little to agents of this size, and runs side by side slow one another down many
+    times over if they share cores. None: as the libraries choose."""
 
     @property
     def planned_steps(self) -> int:
@@ -118,9 +119,8 @@ def config_problems(config: TrainConfig) -> list[str]:
         problems.append(f"n_envs={config.n_envs} must be at most 1000")
     if any(size < 1 for size in config.net_arch):
         problems.append(f"net_arch={config.net_arch} must hold sizes of at least 1")
-    if config.stop_at_success is not None:
-        if not 0 < config.stop_at_success <= 1:
-            problems.append(f"stop_at_success={config.stop_at_success} must lie in (0, 1]")
+    if config.stop_at_success is not None and not 0 < config.stop_at_success <= 1:
+        problems.append(f"stop_at_success={config.stop_at_success} must lie in (0, 1]")
     for name in ("stop_at_success", "stop_at_return"):
         if getattr(config, name) is not None and config.eval_every <= 0:
             problems.append(f"{name} needs evaluations; set eval_every, for instance 20000")

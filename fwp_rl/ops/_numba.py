@@ -377,10 +377,8 @@ def _forward(
     sizes = *q.shape, v.shape[-1]
     work = q.numel() * v.shape[-1]
     outputs = _empty(v.shape, v.dtype)
-    if save or len(v) == 1:
-        errors = _empty(v.shape, v.dtype)
-    else:
-        errors = _empty(v.shape[1:], v.dtype).expand(v.shape)  # not looked at again: all steps share the memory of one
+    # Without a backward nobody looks at them again: all steps share the memory of one
+    errors = _empty(v.shape if save else v.shape[1:], v.dtype).expand(v.shape)
     initial = state.contiguous()
     final = torch.empty_like(initial)
     gated = log_decay is not None
