@@ -1,5 +1,6 @@
 """What every test starts from: one thread, fixed seeds, and shapes that are checked."""
 
+import os
 import random
 from pathlib import Path
 
@@ -22,8 +23,9 @@ jaxtyping.install_import_hook(modules_with_checked_shapes(), "beartype.beartype"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Tests run in parallel processes; threads inside each would only fight over the cores.
+    # Tests run in parallel processes; threads inside each, or in those that they start, would only fight over the cores.
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
