@@ -23,7 +23,7 @@ jaxtyping.install_import_hook(modules_with_checked_shapes(), "beartype.beartype"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Tests run in parallel processes; threads inside each, or in those that they start, would only fight over the cores.
+    # Tests run in parallel processes; more threads in them, or in what they start, would only fight over the cores.
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
