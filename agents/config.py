@@ -96,10 +96,10 @@ class TrainConfig:
     save_every: int = 100_000
     """Replace model.zip every so many steps (and always at the end)."""
     device: str = "cpu"
-    """Where to compute: cpu, cuda or auto. Agents of this size are fastest on the CPU."""
+    """Where to compute: cpu, cuda or auto."""
     threads: int | None = 1
-    """Threads for computing; more bring little to agents of this size, and runs side by side slow one another down many
-    times over if they share cores. None: as the libraries choose."""
+    """Threads for computing. More help large networks on idle cores; runs side by side then wait for one another. None:
+    as the libraries choose."""
 
     @property
     def planned_steps(self) -> int:
