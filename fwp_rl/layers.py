@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fwp_rl.memory import MemoryConfig
-from fwp_rl.ops import unit
 
 
 def linear(input_size: int, output_size: int, *, gain: float = 1.0, bias: bool = True) -> nn.Linear:
@@ -41,7 +40,8 @@ class FastWeightBlock(nn.Module):
 
     A pre-norm residual block. The memory calls `enter`, computes what its heads read, and calls `leave`:
 
-        x = encode(inputs);   q, k, v, gates = project(norm(x))
+        x = encode(inputs)
+        y = heads(project(norm(x)))
         x = x + readout(y);   x = x + feed_forward(norm(x))
 
     :param gate_biases: `[G, H]`: where the logits of G gates start. Their weights are small, so that the biases rule.
@@ -62,8 +62,7 @@ class FastWeightBlock(nn.Module):
         self.norm = nn.LayerNorm(c.width)
         # One layer for queries, keys, values and gates: fewer and larger matrix products.
         keys, values = c.n_heads * c.key_size, c.n_heads * c.value_size
-        self.projected_sizes = keys, keys, values, gate_biases.numel()
-        self.project = linear(c.width, sum(self.projected_sizes))
+        self.project = linear(c.width, 2 * keys + values + gate_biases.numel())
         with torch.no_grad():
             gates = slice(2 * keys + values, None)
             nn.init.orthogonal_(self.project.weight[gates], gain=0.1)
@@ -82,33 +81,14 @@ class FastWeightBlock(nn.Module):
         c = self.config
         return self.norm.weight.new_zeros(batch_size, c.n_heads, c.key_size, c.value_size)
 
-    def enter(
-        self, inputs: Float[Tensor, "T B D"]
-    ) -> tuple[
-        Float[Tensor, "T B W"],
-        Float[Tensor, "T B H K"],
-        Float[Tensor, "T B H K"],
-        Float[Tensor, "T B H V"],
-        Float[Tensor, "T B G H"],
-    ]:
-        """The residual stream x; and of the heads the unit queries q, unit keys k, values v and logits of the gates."""
+    def enter(self, inputs: Float[Tensor, "T B D"]) -> tuple[Float[Tensor, "T B W"], Float[Tensor, "T B P"]]:
+        """The residual stream x, and what `fast_weight_heads` takes: queries, keys, values and logits of the gates."""
         x = self.encode(inputs)
-        c = self.config
-        q, k, v, gates = self.project(self.norm(x)).split(self.projected_sizes, dim=-1)
-        time, batch = x.shape[:2]
-        return (
-            x,
-            unit(q, c.key_size).view(time, batch, c.n_heads, c.key_size),
-            unit(k, c.key_size).view(time, batch, c.n_heads, c.key_size),
-            v.view(time, batch, c.n_heads, c.value_size),
-            gates.view(time, batch, -1, c.n_heads),
-        )
+        return x, self.project(self.norm(x))
 
-    def leave(self, x: Float[Tensor, "T B W"], y: Float[Tensor, "T B H V"]) -> Float[Tensor, "T B W"]:
+    def leave(self, x: Float[Tensor, "T B W"], y: Float[Tensor, "T B Y"]) -> Float[Tensor, "T B W"]:
         """Add to the residual stream what the heads read, then the feed-forward layer."""
-        # RMS norm of each head, with a large epsilon: an almost empty memory is not blown up to full scale.
-        size = self.config.value_size
-        x = x + self.readout(unit(y.flatten(-2), size, epsilon=1e-3 * size, length=size**0.5))
+        x = x + self.readout(y)
         return x + self.feed_forward(x)
 
 

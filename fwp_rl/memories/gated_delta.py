@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fwp_rl.layers import FastWeightBlock, FastWeightConfig, spaced_time_constants, write_strength_bias
 from fwp_rl.memory import Memory
-from fwp_rl.ops import fast_weight_scan
+from fwp_rl.ops import fast_weight_heads
 from fwp_rl.registry import register
 from fwp_rl.state import State
 
@@ -57,9 +56,8 @@ class GatedDelta(Memory):
         self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
     ) -> tuple[Float[Tensor, "T B O"], State]:
         """See `Memory.scan`."""
-        x, q, k, v, gates = self.block.enter(inputs)
-        strength, decay = gates.unbind(-2)
-        beta = self.largest_strength * torch.sigmoid(strength)
-        log_decay = -F.softplus(decay)
-        y, state = fast_weight_scan(q, k, v, beta, state, episode_starts, log_decay=log_decay)
+        x, projected = self.block.enter(inputs)
+        y, state = fast_weight_heads(
+            projected, state, episode_starts, gated=True, largest_strength=self.largest_strength
+        )
         return self.block.leave(x, y), state

@@ -315,11 +315,15 @@ def scan(
         q, k = functional.pad(q, (0, key_padding)), functional.pad(k, (0, key_padding))
         v = functional.pad(v, (0, value_padding))
         state = functional.pad(state, (0, value_padding, 0, key_padding))
-    tensors = (_dense(q), _dense(k), _dense(v), beta, log_decay, state)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-        outputs, state = FastWeightScan.apply(*tensors, episode_starts, rule, scale)
+    gated, decay = log_decay is not None, beta if log_decay is None else log_decay
+    tensors = (_dense(q), _dense(k), _dense(v), beta, decay, state)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        outputs, state = FastWeightScan.apply(*tensors, episode_starts, rule, gated, scale)
     else:
-        outputs, state, _, _ = _forward(*tensors, episode_starts, rule, scale, save=False)
+        *tensors, state = tensors
+        if gated:
+            tensors[-1] = decay.exp()
+        outputs, state, _ = forward(*tensors, state, episode_starts, rule, gated, scale, save=False)
     if key_padding or value_padding:
         return outputs[..., :V], state[..., :K, :V]
     return outputs, state
@@ -329,76 +333,105 @@ class FastWeightScan(torch.autograd.Function):
     """The kernels as one differentiable function."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, q, k, v, beta, log_decay, state, episode_starts, rule, scale):
-        outputs, final, decay, errors = _forward(
-            q, k, v, beta, log_decay, state, episode_starts, rule, scale, save=True
-        )
-        ctx.save_for_backward(q, k, v, beta, decay, state, episode_starts, errors, outputs, final)
-        ctx.erase, ctx.gated, ctx.scale = rule == "delta", log_decay is not None, scale
+    def forward(ctx: FunctionCtx, q, k, v, beta, log_decay, state, episode_starts, rule, gated, scale):
+        decay = log_decay.exp() if gated else beta
+        outputs, final, errors = forward(q, k, v, beta, decay, state, episode_starts, rule, gated, scale, save=True)
+        ctx.save_for_backward(q, k, v, beta, decay, state, episode_starts, outputs, final, errors)
+        ctx.options = rule, gated, scale
         ctx.set_materialize_grads(False)
         return outputs, final
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, doutputs, dfinal):
-        q, k, v, beta, decay, state, episode_starts, errors, outputs, final = ctx.saved_tensors
+        q, k, v, beta, *_, errors = saved = ctx.saved_tensors
         doutputs = torch.zeros_like(errors) if doutputs is None else _dense(doutputs)
-        dstate = torch.zeros(state.shape, dtype=state.dtype)
-        if dfinal is not None:
-            dstate.copy_(dfinal)
-        inner = (dstate * final).sum((-1, -2))
-        dq, dk, dv, dbeta = (_empty(x.shape, x.dtype) for x in (q, k, v, beta))
-        dlog_decay = _empty(beta.shape, beta.dtype) if ctx.gated else None
-        sizes = *q.shape, v.shape[-1]
-        initial = state.contiguous()
-        tensors = [q, k, v, beta, decay, episode_starts, initial, outputs, errors, doutputs, inner]
-        tensors += [dq, dk, dv, dbeta, dbeta if dlog_decay is None else dlog_decay, dstate]
-        with _threads(3 * q.numel() * v.shape[-1]):
-            backward_kernel(_width(sizes, q.dtype), 32 // q.element_size())(
-                *map(_rows, tensors), _number(ctx.scale, q.dtype), ctx.erase, ctx.gated, sizes
-            )
-        return dq, dk, dv, dbeta, dlog_decay, dstate, None, None, None
+        gradients = [empty(x.shape, x.dtype) for x in (q, k, v, beta)]
+        gated = ctx.options[1]
+        dlog_decay = empty(beta.shape, beta.dtype) if gated else None
+        dstate = backward(*saved, doutputs, dfinal, *gradients, dlog_decay, *ctx.options)
+        return *gradients, dlog_decay, dstate, None, None, None, None
 
 
-def _forward(
+def forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     beta: Tensor,
-    log_decay: Tensor | None,
+    decay: Tensor,
     state: Tensor,
     episode_starts: Tensor,
     rule: str,
+    gated: bool,
     scale: float,
     *,
     save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Outputs, final state, decay, errors."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs, final state, errors v - S'^T k (kept only if they are to be saved for `backward`).
+
+    Without gradient; K and V are multiples of 16, last axes are dense. `decay` is read only if gated.
+    """
     sizes = *q.shape, v.shape[-1]
     work = q.numel() * v.shape[-1]
-    outputs = _empty(v.shape, v.dtype)
+    outputs = empty(v.shape, v.dtype)
     # Without a backward nobody looks at them again: all steps share the memory of one
-    errors = _empty(v.shape if save else v.shape[1:], v.dtype).expand(v.shape)
+    errors = empty(v.shape if save else v.shape[1:], v.dtype).expand(v.shape)
     initial = state.contiguous()
     final = torch.empty_like(initial)
-    gated = log_decay is not None
-    decay = log_decay.exp() if gated else beta  # read, but not used
     tensors = q, k, v, beta, decay, episode_starts, initial, final, outputs, errors
-    arguments = (*map(_rows, tensors), _number(scale, v.dtype), rule == "delta", gated, sizes)
+    arguments = (*map(_rows, tensors), number(scale, v.dtype), rule == "delta", gated, sizes)
     if work < SERIAL_BELOW and not save:
         forward_kernel(_width(sizes, v.dtype), False)(*arguments)
     else:
         with _threads(work):
             forward_kernel(_width(sizes, v.dtype), True)(*arguments)
-    return outputs, final, decay, errors
+    return outputs, final, errors
 
 
-def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    # From numpy, which asks for huge pages: the first touch of fresh memory costs as much as the kernels otherwise.
+def backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    decay: Tensor,
+    state: Tensor,
+    episode_starts: Tensor,
+    outputs: Tensor,
+    final: Tensor,
+    errors: Tensor,
+    doutputs: Tensor,
+    dfinal: Tensor | None,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    dbeta: Tensor,
+    dlog_decay: Tensor | None,
+    rule: str,
+    gated: bool,
+    scale: float,
+) -> Tensor:
+    """Fills dq to dlog_decay, whose last axes are dense, and returns the gradient of the initial state."""
+    dstate = torch.zeros(state.shape, dtype=state.dtype)
+    if dfinal is not None:
+        dstate.copy_(dfinal)
+    inner = (dstate * final).sum((-1, -2))
+    sizes = *q.shape, v.shape[-1]
+    tensors = [q, k, v, beta, decay, episode_starts, state.contiguous(), outputs, errors, doutputs, inner]
+    tensors += [dq, dk, dv, dbeta, dbeta if dlog_decay is None else dlog_decay, dstate]
+    with _threads(3 * q.numel() * v.shape[-1]):
+        backward_kernel(_width(sizes, q.dtype), 32 // q.element_size())(
+            *map(_rows, tensors), number(scale, q.dtype), rule == "delta", gated, sizes
+        )
+    return dstate
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """As `torch.empty`, from numpy, which asks for huge pages: else the first touch costs as much as the kernels."""
     return torch.from_numpy(np.empty(shape, np.float32 if dtype == torch.float32 else np.float64))
 
 
-def _number(value: float, dtype: torch.dtype) -> np.floating:
+def number(value: float, dtype: torch.dtype) -> np.floating:
+    """A number of that type, for a kernel."""
     return np.float32(value) if dtype == torch.float32 else np.float64(value)
 
 

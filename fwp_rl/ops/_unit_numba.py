@@ -34,7 +34,7 @@ def _dot(x, y, size, like):
 
 
 @njit(cache=True, nogil=True)
-def _scale(x, x_stride, y, scales, rows, groups, size, epsilon, length):
+def scale_forward(x, x_stride, y, scales, rows, groups, size, epsilon, length):
     number, tile, one = size_of(length), zeros(length, WIDTH), constant(length, 1)
     whole = size - size % WIDTH
     for row in range(rows):
@@ -52,21 +52,21 @@ def _scale(x, x_stride, y, scales, rows, groups, size, epsilon, length):
 
 
 @njit(cache=True, nogil=True)
-def _scale_backward(y, scales, grad, grad_stride, dx, rows, groups, size, length):
+def scale_backward(y, scales, grad, grad_stride, dx, dx_stride, rows, groups, size, length):
     number, tile, one = size_of(length), zeros(length, WIDTH), constant(length, 1)
     whole = size - size % WIDTH
     for row in range(rows):
         for group in range(groups):
             source = grad + row * grad_stride + group * size * number
+            target = dx + row * dx_stride + group * size * number
             scale = load(length, scales)
             along = -scale * _dot(source, y, size, length) * (one / length)
             across = scale * length
             for i in range(0, whole * number, WIDTH * number):
-                store(dx + i, multiply_add(along, load(tile, y + i), multiply(across, load(tile, source + i))))
+                store(target + i, multiply_add(along, load(tile, y + i), multiply(across, load(tile, source + i))))
             for i in range(whole * number, size * number, number):
-                store(dx + i, along * load(length, y + i) + across * load(length, source + i))
+                store(target + i, along * load(length, y + i) + across * load(length, source + i))
             y += size * number
-            dx += size * number
             scales += number
 
 
@@ -84,7 +84,7 @@ def _forward(x: Tensor, size: int, epsilon: float, length: float) -> tuple[Tenso
     y = torch.empty(x.shape, dtype=x.dtype)
     scales = torch.empty(rows, groups, dtype=x.dtype)
     number = np.float32 if x.dtype == torch.float32 else np.float64
-    _scale(x.data_ptr(), stride, y.data_ptr(), scales.data_ptr(), rows, groups, size, number(epsilon), number(length))
+    scale_forward(x.data_ptr(), stride, y.data_ptr(), scales.data_ptr(), rows, groups, size, number(epsilon), number(length))
     return y, scales
 
 
@@ -104,8 +104,8 @@ class _Unit(torch.autograd.Function):
         dx = torch.empty(y.shape, dtype=y.dtype)
         rows, groups = scales.shape
         number = np.float32 if y.dtype == torch.float32 else np.float64
-        _scale_backward(
-            y.data_ptr(), scales.data_ptr(), grad.data_ptr(), stride, dx.data_ptr(),
+        scale_backward(
+            y.data_ptr(), scales.data_ptr(), grad.data_ptr(), stride, dx.data_ptr(), y.shape[-1] * y.element_size(),
             rows, groups, y.shape[-1] // groups, number(ctx.length),
         )  # fmt: skip
         return dx, None, None, None

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common import distributions
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
@@ -22,6 +22,7 @@ from fwp_rl.layers import require_positive
 from fwp_rl.memory import MemoryConfig
 from fwp_rl.registry import memory_config
 from fwp_rl.sb3.buffers import SequenceBatch
+from fwp_rl.sb3.distributions import CategoricalDistribution
 from fwp_rl.stack import build_memory
 from fwp_rl.state import State, state_leaves
 
@@ -83,6 +84,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
 
     def _build_mlp_extractor(self) -> None:
         # Called by SB3 after the features extractor and before heads and optimizer exist: the memory belongs here.
+        if type(self.action_dist) is distributions.CategoricalDistribution:
+            self.action_dist = CategoricalDistribution(self.action_dist.action_dim)
         size = int(self.features_dim)  # SB3 reports a NumPy integer for MultiDiscrete observations
         self.encoder: nn.Module = nn.Identity()
         if self.encoder_size is not None:
@@ -153,7 +156,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
 
     def get_distribution(  # type: ignore[override]
         self, obs: PyTorchObs, state: State, episode_starts: Tensor
-    ) -> tuple[Distribution, State]:
+    ) -> tuple[distributions.Distribution, State]:
         """Action distribution for one step of all environments, and the new state."""
         latent, state = self._step(obs, state, episode_starts)
         return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(latent)), state
