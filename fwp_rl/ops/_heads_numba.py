@@ -108,9 +108,7 @@ class _FastWeightHeads(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, dy: Tensor | None, dfinal: Tensor | None
-    ) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor, Tensor, None, None, None, None]:
         projected, state, starts, y, final, units, scales, beta, decay, outputs, errors, y_scales = ctx.saved_tensors
         rule, gated, largest = ctx.options
         time, batch, width = projected.shape
@@ -147,5 +145,7 @@ class _FastWeightHeads(torch.autograd.Function):
 def _values(projected: Tensor, n_heads: int, K: int, V: int) -> tuple[Tensor, int]:
     """The values `[T, B, H, V]` within a dense projection, and the address of the logits behind them."""
     first = 2 * n_heads * K
-    values = projected[:, :, first : first + n_heads * V].unflatten(-1, (n_heads, V))
+    time, batch, width = projected.shape
+    offset = projected.storage_offset() + first
+    values = projected.as_strided((time, batch, n_heads, V), (batch * width, width, V, 1), offset)
     return values, projected.data_ptr() + (first + n_heads * V) * projected.element_size()

@@ -374,12 +374,14 @@ def forward(
     sizes = *q.shape, v.shape[-1]
     work = q.numel() * v.shape[-1]
     outputs = empty(v.shape, v.dtype)
-    # Without a backward nobody looks at them again: all steps share the memory of one
-    errors = empty(v.shape if save else v.shape[1:], v.dtype).expand(v.shape)
+    errors = empty(v.shape if save else (1, *v.shape[1:]), v.dtype)
     initial = state.contiguous()
     final = torch.empty_like(initial)
-    tensors = q, k, v, beta, decay, episode_starts, initial, final, outputs, errors
-    arguments = (*map(_rows, tensors), number(scale, v.dtype), rule == "delta", gated, sizes)
+    error_rows = _rows(errors)
+    if not save:  # nobody will look at them again: all steps share the memory of one
+        error_rows = (error_rows[0], 0, *error_rows[2:])
+    tensors = q, k, v, beta, decay, episode_starts, initial, final, outputs
+    arguments = (*map(_rows, tensors), error_rows, number(scale, v.dtype), rule == "delta", gated, sizes)
     if work < SERIAL_BELOW and not save:
         forward_kernel(_width(sizes, v.dtype), False)(*arguments)
     else:

@@ -84,7 +84,9 @@ def _forward(x: Tensor, size: int, epsilon: float, length: float) -> tuple[Tenso
     y = torch.empty(x.shape, dtype=x.dtype)
     scales = torch.empty(rows, groups, dtype=x.dtype)
     number = np.float32 if x.dtype == torch.float32 else np.float64
-    scale_forward(x.data_ptr(), stride, y.data_ptr(), scales.data_ptr(), rows, groups, size, number(epsilon), number(length))
+    scale_forward(
+        x.data_ptr(), stride, y.data_ptr(), scales.data_ptr(), rows, groups, size, number(epsilon), number(length)
+    )
     return y, scales
 
 

@@ -1,47 +1,48 @@
-"""Discrete actions at the pace of a rollout: a step makes, samples and scores one small distribution."""
+"""Discrete actions at the pace of a rollout, where every step makes, samples and scores one small distribution."""
 
 import math
+from typing import Any
 
 import torch
 from stable_baselines3.common import distributions
 from torch import Tensor
-from torch.distributions import Categorical
+from torch.distributions import Categorical, Distribution
 
 
 class CategoricalDistribution(distributions.CategoricalDistribution):
-    """SB3's, several times faster: torch checks its arguments again at every call, here the logits are checked once.
-
-    `distribution` is torch's `Categorical`, as in SB3.
-    """
+    """SB3's with a faster torch distribution inside."""
 
     def proba_distribution(self, action_logits: Tensor) -> "CategoricalDistribution":
         """Softmax of logits `[B, A]`.
 
         :raises ValueError: a logit is NaN or infinite.
         """
-        self.distribution = Categorical(logits=action_logits, validate_args=False)
         if not math.isfinite(action_logits.sum().item()) and not action_logits.isfinite().all():
             row, action = (~action_logits.isfinite()).nonzero()[0].tolist()
             raise ValueError(
                 f"the policy's logit of action {action} is {action_logits[row, action].item()} (row {row} of the "
                 "batch): its weights or its input are not finite"
             )
+        self.distribution = _FastCategorical(action_logits)
         return self
 
-    def log_prob(self, actions: Tensor) -> Tensor:
-        """Log-probabilities `[B]` of actions `[B]`."""
-        return self.distribution.logits.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
+
+class _FastCategorical(Categorical):
+    """torch's, several times faster: that one checks all its arguments again at every call."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = self._param = logits.log_softmax(-1)
+        self._num_events = logits.shape[-1]
+        Distribution.__init__(self, logits.shape[:-1], validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.logits.gather(-1, value.long().unsqueeze(-1)).squeeze(-1)
 
     def entropy(self) -> Tensor:
-        """Entropies `[B]`."""
-        log_probs = self.distribution.logits
-        return -(log_probs.exp() * log_probs).sum(-1)
+        return -(self.logits.exp() * self.logits).sum(-1)
 
-    def sample(self) -> Tensor:
-        """Actions `[B]`: the first to ring of exponential clocks, one for each action, that tick at its probability."""
-        log_probs = self.distribution.logits
-        return (log_probs - torch.empty_like(log_probs).exponential_().log_()).argmax(-1)
-
-    def mode(self) -> Tensor:
-        """The likeliest actions `[B]`."""
-        return self.distribution.logits.argmax(-1)
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        if sample_shape:
+            return super().sample(sample_shape)
+        # The action whose exponential clock rings first, when each ticks at the rate of its probability.
+        return (self.logits - torch.empty_like(self.logits).exponential_().log_()).argmax(-1)
