@@ -4,10 +4,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fwp_rl.memory import MemoryConfig
+from fwp_rl.ops import BlockWeights, block_step, fast_weight_heads
+from fwp_rl.ops.fast_weight_scan import Rule
 
 
 def linear(input_size: int, output_size: int, *, gain: float = 1.0, bias: bool = True) -> nn.Linear:
@@ -38,13 +40,17 @@ class FastWeightConfig(MemoryConfig):
 class FastWeightBlock(nn.Module):
     """All of a fast-weight memory but its update rule.
 
-    A pre-norm residual block. The memory calls `enter`, computes what its heads read, and calls `leave`:
+    A pre-norm residual block:
 
         x = encode(inputs)
         y = heads(project(norm(x)))
-        x = x + readout(y);   x = x + feed_forward(norm(x))
+        x = x + readout(y)
+        x = x + down(relu(up(norm(x))))
 
-    :param gate_biases: `[G, H]`: where the logits of G gates start. Their weights are small, so that the biases rule.
+    A single step without gradient, which is what a rollout makes, is one compiled call on the CPU.
+
+    :param gate_biases: `[G, H]`: where the logits of the gates start: write strength and, if there is one, decay. Their
+        weights are small, so that the biases rule.
     """
 
     def __init__(self, input_size: int, config: FastWeightConfig, gate_biases: Float[Tensor, "G H"]) -> None:
@@ -59,6 +65,7 @@ class FastWeightBlock(nn.Module):
             expansion=c.expansion,
         )
         self.encode = nn.Identity() if input_size == c.width else linear(input_size, c.width)
+        self.gated = len(gate_biases) == 2
         self.norm = nn.LayerNorm(c.width)
         # One layer for queries, keys, values and gates: fewer and larger matrix products.
         keys, values = c.n_heads * c.key_size, c.n_heads * c.value_size
@@ -69,27 +76,56 @@ class FastWeightBlock(nn.Module):
             self.project.bias[gates] = gate_biases.flatten()
         # Small, not zero: else the memory would get no gradient in the first update.
         self.readout = linear(values, c.width, gain=0.5, bias=False)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(c.width),
-            linear(c.width, c.expansion * c.width),
-            nn.ReLU(),
-            linear(c.expansion * c.width, c.width, gain=0.5),
-        )
+        self.feed_forward_norm = nn.LayerNorm(c.width)
+        self.up = linear(c.width, c.expansion * c.width)
+        self.down = linear(c.expansion * c.width, c.width, gain=0.5)
 
     def empty_matrices(self, batch_size: int) -> Float[Tensor, "B H K V"]:
         """Fast weights that hold nothing."""
         c = self.config
         return self.norm.weight.new_zeros(batch_size, c.n_heads, c.key_size, c.value_size)
 
-    def enter(self, inputs: Float[Tensor, "T B D"]) -> tuple[Float[Tensor, "T B W"], Float[Tensor, "T B P"]]:
-        """The residual stream x, and what `fast_weight_heads` takes: queries, keys, values and logits of the gates."""
+    def forward(
+        self,
+        inputs: Float[Tensor, "T B D"],
+        state: Float[Tensor, "B H K V"],
+        episode_starts: Bool[Tensor, "T B"],
+        *,
+        rule: Rule = "delta",
+        largest_strength: float = 1.0,
+    ) -> tuple[Float[Tensor, "T B W"], Float[Tensor, "B H K V"]]:
+        """What the block puts out, and the final fast weights; for the arguments see `fast_weight_heads`."""
         x = self.encode(inputs)
-        return x, self.project(self.norm(x))
-
-    def leave(self, x: Float[Tensor, "T B W"], y: Float[Tensor, "T B Y"]) -> Float[Tensor, "T B W"]:
-        """Add to the residual stream what the heads read, then the feed-forward layer."""
+        if len(x) == 1 and not torch.is_grad_enabled():
+            weights = self._step_weights()
+            step = block_step(x[0], weights, state, episode_starts[0], rule=rule, largest_strength=largest_strength)
+            if step is not None:
+                return step[0][None], step[1]
+        y, state = fast_weight_heads(
+            self.project(self.norm(x)),
+            state,
+            episode_starts,
+            rule=rule,
+            gated=self.gated,
+            largest_strength=largest_strength,
+        )
         x = x + self.readout(y)
-        return x + self.feed_forward(x)
+        return x + self.down(self.up(self.feed_forward_norm(x)).relu()), state
+
+    def _step_weights(self) -> BlockWeights:
+        return BlockWeights(
+            self.norm.weight,
+            self.norm.bias,
+            self.project.weight,
+            self.project.bias,
+            self.readout.weight,
+            self.feed_forward_norm.weight,
+            self.feed_forward_norm.bias,
+            self.up.weight,
+            self.up.bias,
+            self.down.weight,
+            self.down.bias,
+        )
 
 
 def spaced_time_constants(n_heads: int, shortest: float, longest: float) -> Float[Tensor, " H"]:

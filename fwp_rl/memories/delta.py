@@ -7,7 +7,6 @@ from torch import Tensor
 
 from fwp_rl.layers import FastWeightBlock, FastWeightConfig, write_strength_bias
 from fwp_rl.memory import Memory
-from fwp_rl.ops import fast_weight_heads
 from fwp_rl.registry import register
 from fwp_rl.state import State
 
@@ -52,6 +51,4 @@ class Delta(Memory):
         self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
     ) -> tuple[Float[Tensor, "T B O"], State]:
         """See `Memory.scan`."""
-        x, projected = self.block.enter(inputs)
-        y, state = fast_weight_heads(projected, state, episode_starts, largest_strength=self.largest_strength)
-        return self.block.leave(x, y), state
+        return self.block(inputs, state, episode_starts, largest_strength=self.largest_strength)

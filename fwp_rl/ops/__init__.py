@@ -1,7 +1,8 @@
 """The operators; each has one door, and its backends stand behind it in files with an underscore."""
 
+from fwp_rl.ops.block_step import BlockWeights, block_step
 from fwp_rl.ops.fast_weight_heads import fast_weight_heads
 from fwp_rl.ops.fast_weight_scan import fast_weight_scan, resolve_backend
 from fwp_rl.ops.unit import unit
 
-__all__ = ["fast_weight_heads", "fast_weight_scan", "resolve_backend", "unit"]
+__all__ = ["BlockWeights", "block_step", "fast_weight_heads", "fast_weight_scan", "resolve_backend", "unit"]

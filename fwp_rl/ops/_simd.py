@@ -220,3 +220,13 @@ def is_set(typing, address):
         return builder.icmp_unsigned("!=", byte, ir.Constant(ir.IntType(8), 0))
 
     return types.boolean(address), generate
+
+
+@intrinsic
+def splat(typing, number, like):
+    """The tile like `like` whose numbers are all `number`."""
+
+    def generate(context, builder, signature, args):
+        return _splat(builder, args[0], args[1].type)
+
+    return like(number, like), generate
