@@ -133,10 +133,11 @@ def row(question: Question, memory: str, seed: int, directory: pathlib.Path) -> 
     """What became of one run."""
     _, episodes = evaluate_run(directory, episodes=EPISODES, deterministic=True)
     summary, run = summarize(episodes), read_run(directory)
+    key = {"success_rate": "rollout/success_rate", "return_mean": "rollout/ep_rew_mean"}[question.measure]
     curve = [
-        [line["step"], line.get("rollout/success_rate", line.get("rollout/ep_rew_mean"))]
+        [line["step"], line[key]]
         for line in read_metrics(RunPaths(directory).metrics)
-        if line["kind"] == "iteration" and "rollout/ep_rew_mean" in line
+        if line["kind"] == "iteration" and key in line
     ]
     return {
         "memory": memory,
