@@ -74,6 +74,8 @@ class TrainConfig:
     """How many memory blocks are stacked."""
     net_arch: tuple[int, ...] = (64,)
     """Hidden layers after the memory, the same for policy and value. Empty: linear heads."""
+    normalize_observations: bool = False
+    """Standardise observations by the mean and spread of those seen so far; saved with the policy."""
     previous_action: bool = False
     """Whether the memory reads the previous action. It is a memory too: keep it equal in a comparison."""
     previous_reward: bool = False

@@ -78,6 +78,7 @@ def build_model(config: TrainConfig, venv: VecEnv) -> MemoryPPO:
                 "memory": config.memory,
                 "n_blocks": config.n_blocks,
                 "net_arch": list(config.net_arch),
+                "normalize_features": config.normalize_observations,
                 "log_std_init": config.ppo.log_std_init,
             },
             seed=config.seed,

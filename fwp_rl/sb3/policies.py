@@ -23,6 +23,7 @@ from fwp_rl.memory import MemoryConfig
 from fwp_rl.registry import memory_config
 from fwp_rl.sb3.buffers import SequenceBatch
 from fwp_rl.sb3.distributions import CategoricalDistribution
+from fwp_rl.sb3.normalization import RunningNorm
 from fwp_rl.stack import build_memory
 from fwp_rl.state import State, state_leaves
 
@@ -30,8 +31,8 @@ from fwp_rl.state import State, state_leaves
 class MemoryActorCriticPolicy(ActorCriticPolicy):
     """Actor and critic that share one memory, trained by both losses.
 
-        observation -> features extractor -> encoder -+-> memory -+-> net_arch -> action distribution, value
-                                                      +-----------+
+        observation -> features extractor [-> norm] -> encoder -+-> memory -+-> net_arch -> action distribution, value
+                                                                 +-----------+
 
     What to do often depends on what is seen now *and* what is remembered (is this the object that I saw?), so the
     heads read both.
@@ -43,6 +44,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
     :param n_blocks: Memories on top of one another.
     :param encoder_size: Units of the layer between features and memory, so that every memory reads the same kind of
         input whatever the observation; None feeds the features as they are.
+    :param normalize_features: Standardise the features by what earlier rollouts have seen (`RunningNorm`), for
+        observations that are small, large or far from 0. The statistics are part of the policy.
     :param net_arch: Layers between memory and heads; by default one of 64 units for each of actor and critic.
     :param kwargs: As for SB3's `ActorCriticPolicy`.
     """
@@ -57,6 +60,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         memory: str | MemoryConfig = "delta",
         n_blocks: int = 1,
         encoder_size: int | None = 128,
+        normalize_features: bool = False,
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -68,6 +72,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         self.memory_config = memory_config(memory)
         self.n_blocks = n_blocks
         self.encoder_size = encoder_size
+        self.normalize_features = normalize_features
         if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
             # eps as in SB3; the fused step is several times faster for many small tensors
             optimizer_kwargs = {"eps": 1e-5, "fused": True}
@@ -87,6 +92,14 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         if type(self.action_dist) is distributions.CategoricalDistribution:
             self.action_dist = CategoricalDistribution(self.action_dist.action_dim)
         size = int(self.features_dim)  # SB3 reports a NumPy integer for MultiDiscrete observations
+        self.norm: nn.Module = nn.Identity()
+        if self.normalize_features:
+            if any(True for _ in self.features_extractor.parameters()):
+                raise ValueError(
+                    "normalize_features=True needs features that do not change while they are learned from; "
+                    f"{type(self.features_extractor).__name__} has weights"
+                )
+            self.norm = RunningNorm(size)
         self.encoder: nn.Module = nn.Identity()
         if self.encoder_size is not None:
             require_positive(encoder_size=self.encoder_size)
@@ -110,13 +123,20 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             "memory": self.memory_config,
             "n_blocks": self.n_blocks,
             "encoder_size": self.encoder_size,
+            "normalize_features": self.normalize_features,
         }
 
     def _step(self, obs: PyTorchObs, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
         """What the heads read after one step, `[B, ...]`, and the new state."""
-        inputs = self.encoder(self.extract_features(obs))
+        inputs = self.encoder(self.norm(self.extract_features(obs)))
         outputs, state = self.memory.step(inputs, state, episode_starts)
         return torch.cat([inputs, outputs], dim=-1), state
+
+    def update_norm(self, obs: PyTorchObs) -> None:
+        """Add observations `[N, ...]` to the statistics of the features, if the policy keeps any."""
+        if isinstance(self.norm, RunningNorm):
+            with torch.no_grad():
+                self.norm.update(self.extract_features(obs))  # type: ignore[arg-type]  # one extractor, one tensor
 
     def initial_state(self, batch_size: int) -> State:
         """State of the memory at the start of an episode, for `batch_size` environments."""
@@ -148,7 +168,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         :param actions: `[L * B, ...]`, time-major.
         :return: Values `[L * B, 1]`, log-probabilities and entropies `[L * B]`.
         """
-        inputs = self.encoder(self.extract_features(obs.observations))
+        inputs = self.encoder(self.norm(self.extract_features(obs.observations)))
         outputs, _ = self.memory.scan(inputs.unflatten(0, obs.episode_starts.shape), obs.state, obs.episode_starts)
         latent_pi, latent_vf = self.mlp_extractor(torch.cat([inputs, outputs.flatten(0, 1)], dim=-1))
         distribution = self._get_action_dist_from_latent(latent_pi)

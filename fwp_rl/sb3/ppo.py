@@ -19,7 +19,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -210,6 +210,8 @@ class MemoryPPO(PPO):
             raise RuntimeError("collect_rollouts needs a last observation: call learn()")
         self.policy.set_training_mode(False)
         n_steps = 0
+        if rollout_buffer.full:
+            self.policy.update_norm(self._observations_of(rollout_buffer))
         rollout_buffer.reset()
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
@@ -259,6 +261,15 @@ class MemoryPPO(PPO):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _observations_of(self, rollout: RolloutBuffer) -> PyTorchObs:
+        """All observations `[T * N, ...]` of a rollout."""
+        arrays: Any = rollout.observations
+        if isinstance(arrays, dict):
+            arrays = {key: array.reshape(-1, *array.shape[2:]) for key, array in arrays.items()}
+        else:
+            arrays = arrays.reshape(-1, *arrays.shape[2:])
+        return obs_as_tensor(arrays, self.device)
 
     def _bootstrap_truncated(
         self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]], state: State
