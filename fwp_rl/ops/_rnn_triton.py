@@ -49,7 +49,16 @@ def _tanh(x):
 
 @triton.jit
 def _recurrent(
-    h, row, keep, weight, unit, H, GATES: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr
+    h,
+    row,
+    keep,
+    weight,
+    unit,
+    H,
+    GATES: tl.constexpr,
+    UNITS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """weight @ h for one tile of units, gate by gate; zeros for the gates that the cell does not have."""
     dtype: tl.constexpr = h.dtype.element_ty
@@ -412,7 +421,9 @@ def self_check(device: torch.device) -> None:
                     raise ArithmeticError(f"the kernel with {num_gates} gates is off by {error:.1e} on {device}")
 
 
-def _values_and_gradients(scan: Callable[..., tuple[Tensor, ...]], leaves: list[Tensor], starts: Tensor) -> list[Tensor]:
+def _values_and_gradients(
+    scan: Callable[..., tuple[Tensor, ...]], leaves: list[Tensor], starts: Tensor
+) -> list[Tensor]:
     leaves = [leaf.requires_grad_() for leaf in leaves]
     results = scan(*leaves, starts)
     gradients = torch.autograd.grad([result.sin().sum() for result in results], leaves)

@@ -16,7 +16,6 @@ other arguments.
 """
 
 import functools
-import importlib
 import logging
 import os
 import warnings
@@ -29,12 +28,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
+from fwp_rl.ops import _rnn_reference
+
 RnnBackend = Literal["auto", "reference", "numba", "triton"]
 
 logger = logging.getLogger(__name__)
 
-# Imported by name when they are needed: numba and triton are slow to import, and triton is not everywhere.
-_MODULES = {name: f"fwp_rl.ops._rnn_{name}" for name in ("reference", "numba", "triton")}
+_BACKENDS = ("reference", "numba", "triton")
 # FWP_RL_BACKEND speaks to every operator; these are values that only others implement.
 _BACKENDS_OF_OTHER_OPERATORS = ("chunked",)
 
@@ -127,8 +127,8 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype = tor
             return "reference"
     if backend == "auto":
         return _choose(device, dtype)
-    if backend not in _MODULES:
-        raise ValueError(f"{source} is no backend: expected auto, {', '.join(_MODULES)}")
+    if backend not in _BACKENDS:
+        raise ValueError(f"{source} is no backend: expected auto, {', '.join(_BACKENDS)}")
     problem = None
     if backend == "numba":
         problem = _numba_problem() if device.type == "cpu" else f"it runs on the CPU, the state is on {device}"
@@ -140,7 +140,17 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype = tor
 
 
 def _implementation(backend: str, state: Tensor) -> ModuleType:
-    return importlib.import_module(_MODULES[resolve_backend(backend, state.device, state.dtype)])
+    # Statements, as torch.compile follows no importlib.
+    name = resolve_backend(backend, state.device, state.dtype)
+    if name == "numba":
+        from fwp_rl.ops import _rnn_numba
+
+        return _rnn_numba
+    if name == "triton":
+        from fwp_rl.ops import _rnn_triton
+
+        return _rnn_triton
+    return _rnn_reference
 
 
 @functools.cache
@@ -163,7 +173,9 @@ def _numba_problem() -> str | None:
     # Anything can go wrong in here (no numba, a numba that does not know this numpy, a cache that cannot be written),
     # and all of it has the same cure: torch.
     try:
-        importlib.import_module(_MODULES["numba"]).compile_probe()
+        from fwp_rl.ops import _rnn_numba
+
+        _rnn_numba.compile_probe()
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None
@@ -173,13 +185,14 @@ def _numba_problem() -> str | None:
 def _triton_problem(device: torch.device, dtype: torch.dtype) -> str | None:
     # As for numba; and a GPU that nobody has run this on may compute something else.
     try:
-        kernels = importlib.import_module(_MODULES["triton"])
-        if not kernels.INTERPRETED:
+        from fwp_rl.ops import _rnn_triton
+
+        if not _rnn_triton.INTERPRETED:
             if device.type != "cuda":
                 return f"it runs on GPUs (or interpreted, with TRITON_INTERPRET=1), the state is on {device}"
             if dtype != torch.float32:
                 return f"it computes in float32 on a GPU, the state is {dtype}"
-        kernels.self_check(device)
+        _rnn_triton.self_check(device)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None
