@@ -1,6 +1,5 @@
 """The Triton kernels of the recurrent scans, compiled ahead of time for GPUs that are not there."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -39,35 +38,33 @@ def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
 
 
+def assert_steps_are_separated(assembly: str, barrier: str) -> None:
+    """A barrier comes from the line of the kernel that asks for it, and not only from products inside a step."""
+    source = Path(_rnn_triton.__file__).read_text(encoding="utf-8").splitlines()
+    asked = [str(number) for number, line in enumerate(source, 1) if "tl.debug_barrier()" in line]
+    line_of_source = ""
+    for line in assembly.splitlines():
+        words = line.split()
+        if words[:1] == [".loc"]:
+            line_of_source = words[2]
+        elif words[:1] == [barrier] and line_of_source in asked:
+            return
+    raise AssertionError(f"no {barrier} between the steps")
+
+
 @pytest.mark.parametrize(("direction", "kind", "aligned", "row"), ROWS)
 def test_kernels_compile_for_every_target_and_take_what_the_table_says(
     direction: str, kind: str, aligned: bool, row: tuple[tuple[int, int, int], ...]
 ) -> None:
-    """Red: a construct that only the interpreter accepts; tiles that no longer fit the registers; read-only loads."""
+    """Red: a construct that only the interpreter accepts; tiles that no longer fit the registers; read-only loads; a
+    barrier that is gone, which the interpreter, with its one thread, cannot miss."""
     for target, expected in zip(TARGETS, row, strict=True):
         resources, assembly = compile_kernel(KERNELS[direction], target, GATES[kind], aligned)
         # The state of a step is read back by other threads: the read-only cache would return what was there before.
         assert "ld.global.nc" not in assembly
+        assert_steps_are_separated(assembly, "s_barrier" if target == "gfx942" else "bar.sync")
         if triton.__version__ == TABLE_VERSION:
             assert resources == Resources(*expected), target
         else:
             assert resources.spill <= 64, target
             assert resources.shared <= 99 * 1024, target
-
-
-@pytest.mark.parametrize("direction", KERNELS)
-@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
-def test_the_steps_are_separated_by_a_barrier(direction: str, target: str) -> None:
-    """Red: the barrier is gone. The interpreter runs one thread and cannot miss it."""
-    _, assembly = compile_kernel(KERNELS[direction], target, 1, True)
-    file, barrier = _rnn_triton.__file__, "bar.sync" if target == "sm_90" else "s_barrier"
-    source = Path(file).read_text(encoding="utf-8").splitlines()
-    lines = {number for number, line in enumerate(source, 1) if "tl.debug_barrier()" in line}
-    line_of_assembly = 0
-    for line in assembly.splitlines():
-        words = line.split()
-        if words[:1] == [".loc"]:
-            line_of_assembly = int(words[2])
-        elif barrier in line and line_of_assembly in lines:
-            return
-    raise AssertionError(f"no {barrier} comes from a line with tl.debug_barrier() in {os.path.basename(file)}")
