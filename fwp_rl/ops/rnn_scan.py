@@ -113,7 +113,6 @@ def full_precision(device: torch.device) -> AbstractContextManager[torch.autocas
     return nullcontext()
 
 
-@torch.compiler.assume_constant_result
 def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
     """The backend that runs: an explicit one is obeyed or raises with the reason, "auto" chooses.
 
@@ -137,6 +136,11 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype = tor
     if problem:
         raise RuntimeError(f"{source} cannot run: {problem}; use backend='auto'")
     return backend
+
+
+# torch.compile makes the choice when it traces, instead of tracing how it is made. This line is the whole of
+# `torch.compiler.assume_constant_result`, which would import the compiler (seconds).
+resolve_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _implementation(backend: str, state: Tensor) -> ModuleType:

@@ -1,4 +1,4 @@
-"""The recurrent scans compiled for the CPU against the reference, the rules of episode starts, the choice of backend."""
+"""The recurrent scans for the CPU against the reference, the rules of episode starts, and the choice of a backend."""
 
 import sys
 from collections.abc import Iterator
@@ -223,7 +223,7 @@ def test_backends_are_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_backend("reference", CPU) == "reference"
     with pytest.raises(RuntimeError, match="backend='numba' cannot run: it runs on the CPU, the state is on meta"):
         resolve_backend("numba", torch.device("meta"))
-    with pytest.raises(RuntimeError, match="backend='triton' cannot run: it runs on GPUs .*, the state is on cpu"):
+    with pytest.raises(RuntimeError, match=r"backend='triton' cannot run: it runs on GPUs .*, the state is on cpu"):
         resolve_backend("triton", CPU)
     with pytest.raises(ValueError, match="backend='chunked' is no backend: expected auto, reference, numba, triton"):
         resolve_backend("chunked", CPU)
@@ -244,7 +244,7 @@ def test_on_a_gpu_the_kernels_run_that_pass_their_check(monkeypatch: pytest.Monk
         raise ArithmeticError(f"off by 3 on {device}")
 
     monkeypatch.setattr(kernels, "self_check", fail)
-    reason = "triton kernels failed .ArithmeticError: off by 3 on cuda:91"
+    reason = r"triton kernels failed \(ArithmeticError: off by 3 on cuda:91"
     with pytest.warns(UserWarning, match=reason):
         assert resolve_backend("auto", bad) == "reference"
     assert resolve_backend("auto", bad) == "reference"

@@ -31,8 +31,9 @@ runs_kernels = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """New tensors are full of NaN: what a kernel reads before it is written shows."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses
     torch.use_deterministic_algorithms(True)
     assert torch.empty(3, device=DEVICE).isnan().all()
     yield
@@ -229,7 +230,8 @@ def test_the_operators_keep_what_they_promise_to_torch(kind: str) -> None:
 
 @runs_kernels
 def test_scans_compile_without_a_graph_break(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Red: a door that torch.compile cannot walk through, a choice of backend that is traced instead of made."""
+    """Red: a door that torch.compile cannot walk through, a choice of backend that is traced instead of made, a check
+    at first use that fails where all is well."""
     door = load(Path(rnn_scan.__file__))
     monkeypatch.setitem(sys.modules, door.__name__, door)
     leaves, starts = arguments("lstm", 3, 4, 6)
@@ -242,14 +244,6 @@ def test_scans_compile_without_a_graph_break(monkeypatch: pytest.MonkeyPatch) ->
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
     losses = [function(projected, starts.to(DEVICE)) for function in (loss, compiled)]
     torch.testing.assert_close(*(torch.autograd.grad(value, [projected, weight_hh, h, c]) for value in losses))
-
-
-@runs_kernels
-def test_the_check_at_first_use_passes_and_the_door_opens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Red: a check that fails where all is well, on kernels that nobody asked for on the CPU."""
-    monkeypatch.delenv("FWP_RL_BACKEND", raising=False)
-    assert rnn_scan.resolve_backend("triton", DEVICE) == "triton"
-    assert rnn_scan.resolve_backend("auto", DEVICE) == ("triton" if ON_GPU else "numba")
 
 
 MUTATIONS = {
