@@ -3,8 +3,8 @@
 One program takes `ROWS` rows of the batch through the whole sequence. The recurrent weights fit no register file, so it
 reads them at every step, tile by tile, and a step that has written its outputs is the next one's input through memory:
 one barrier of the program's threads per step makes the writes of all visible to all. Programs share nothing but the
-weights, nothing is added up atomically, so what they compute is bitwise reproducible. As in cuDNN (Appleyard et al. 2016), the
-gradient of the weights is one matrix product over all steps, after the backward kernel.
+weights, and nothing is added up atomically: what they compute is bitwise reproducible. As in cuDNN (Appleyard et al.
+2016), the gradient of the weights is one matrix product over all steps, after the backward kernel.
 
 Starts are masks: what a row held before its start is never loaded, and the gradient that would cross is replaced, not
 multiplied, by zero.
@@ -26,8 +26,8 @@ INTERPRETED = triton.knobs.runtime.interpret
 ROWS = 16
 """Rows of the batch per program: the height of a tensor-core tile."""
 TILES = {"ROWS": ROWS, "UNITS": 32, "DEPTH": 32, "num_warps": 4, "num_stages": 3}
-"""A product is [ROWS, DEPTH] @ [DEPTH, UNITS]. With these nothing spills from the registers of sm_80, 90, 100 and gfx942
-(hidden sizes that are multiples of 16), and the shared memory suffices everywhere."""
+"""A product is [ROWS, DEPTH] @ [DEPTH, UNITS]. For hidden sizes that are multiples of 16 nothing spills from the
+registers of sm_80, sm_90, sm_100 and gfx942 with these."""
 SELF_CHECK_TOLERANCE = 2e-5
 """Far above the rounding of float32, far below that of plain TF32 (1e-3)."""
 
@@ -203,7 +203,7 @@ def backward_kernel(
             keep_unit = keep & (unit < H)
             at = step_row * H + unit
             gate = step_row * (GATES * H) + unit
-            # No product for the last step: it would read what nobody has written.
+            # No product for the last step: it would read past the end.
             inner = tl.where(back > 0, GATES * H, 0)
             d_h = _transposed(d_recurrent, step_row + size, present, weight, unit, inner, H, UNITS, DEPTH, PRECISION)
             d_h = tl.where(keep_next, d_h, 0)
