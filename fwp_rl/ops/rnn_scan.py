@@ -7,15 +7,15 @@ arrive already projected, `projected[t] = weight_ih @ inputs[t] + bias_ih`: that
 Where `episode_starts[t, b]` is true, row b restarts from zeros *before* `projected[t, b]` is read; exactly zero
 gradient crosses the start, and a state that is not a number is forgotten too.
 
-Backends: "reference" (`_rnn_reference`, a loop over torch operations, any device) and "numba" (`_rnn_numba`, fused
-loops with a hand-derived backward, CPU). Both compute in the dtype of the state, float32 or float64, whatever the
-autocast mode and the dtype of the other arguments.
+Backends: "reference" (`_rnn_reference`, a loop over torch operations, any device), "numba" (`_rnn_numba`, fused loops
+with a hand-derived backward, CPU) and "triton" (`_rnn_triton`, one kernel for the whole sequence each way, GPU,
+float32). All compute in the dtype of the state, float32 or float64, whatever the autocast mode and the dtype of the
+other arguments.
 
 `gates` below is 1, 3 and 4 times the hidden size H of rnn, gru and lstm.
 """
 
 import functools
-import importlib
 import logging
 import os
 import warnings
@@ -28,14 +28,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-RnnBackend = Literal["auto", "reference", "numba"]
+from fwp_rl.ops import _rnn_reference
+
+RnnBackend = Literal["auto", "reference", "numba", "triton"]
 
 logger = logging.getLogger(__name__)
 
-# Imported by name when they are needed: numba is slow to import.
-_MODULES = {"reference": "fwp_rl.ops._rnn_reference", "numba": "fwp_rl.ops._rnn_numba"}
+_BACKENDS = ("reference", "numba", "triton")
 # FWP_RL_BACKEND speaks to every operator; these are values that only others implement.
-_BACKENDS_OF_OTHER_OPERATORS = ("chunked", "triton")
+_BACKENDS_OF_OTHER_OPERATORS = ("chunked",)
 
 
 def rnn_scan(
@@ -51,7 +52,7 @@ def rnn_scan(
     _check(1, projected, weight_hh, bias_hh, (state,), episode_starts)
     weight_hh, bias_hh, projected = (x.to(state.dtype) for x in (weight_hh, bias_hh, projected))
     with full_precision(state.device):
-        return _implementation(backend, state.device).rnn_scan(projected, weight_hh, bias_hh, state, episode_starts)
+        return _implementation(backend, state).rnn_scan(projected, weight_hh, bias_hh, state, episode_starts)
 
 
 def gru_scan(
@@ -70,7 +71,7 @@ def gru_scan(
     _check(3, projected, weight_hh, bias_hh, (state,), episode_starts)
     weight_hh, bias_hh, projected = (x.to(state.dtype) for x in (weight_hh, bias_hh, projected))
     with full_precision(state.device):
-        return _implementation(backend, state.device).gru_scan(projected, weight_hh, bias_hh, state, episode_starts)
+        return _implementation(backend, state).gru_scan(projected, weight_hh, bias_hh, state, episode_starts)
 
 
 def lstm_scan(
@@ -90,9 +91,7 @@ def lstm_scan(
     _check(4, projected, weight_hh, bias_hh, (h, c), episode_starts)
     weight_hh, bias_hh, projected = (x.to(h.dtype) for x in (weight_hh, bias_hh, projected))
     with full_precision(h.device):
-        outputs, h, c = _implementation(backend, h.device).lstm_scan(
-            projected, weight_hh, bias_hh, h, c, episode_starts
-        )
+        outputs, h, c = _implementation(backend, h).lstm_scan(projected, weight_hh, bias_hh, h, c, episode_starts)
     return outputs, (h, c)
 
 
@@ -114,7 +113,7 @@ def full_precision(device: torch.device) -> AbstractContextManager[torch.autocas
     return nullcontext()
 
 
-def resolve_backend(backend: str, device: torch.device) -> str:
+def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
     """The backend that runs: an explicit one is obeyed or raises with the reason, "auto" chooses.
 
     The environment variable FWP_RL_BACKEND decides where the caller left "auto".
@@ -126,31 +125,50 @@ def resolve_backend(backend: str, device: torch.device) -> str:
         if backend in _BACKENDS_OF_OTHER_OPERATORS:
             return "reference"
     if backend == "auto":
-        return _choose(device.type)
-    if backend not in _MODULES:
-        raise ValueError(f"{source} is no backend: expected auto, {', '.join(_MODULES)}")
+        return _choose(device, dtype)
+    if backend not in _BACKENDS:
+        raise ValueError(f"{source} is no backend: expected auto, {', '.join(_BACKENDS)}")
+    problem = None
     if backend == "numba":
         problem = _numba_problem() if device.type == "cpu" else f"it runs on the CPU, the state is on {device}"
-        if problem:
-            raise RuntimeError(f"{source} cannot run: {problem}; use backend='auto'")
+    elif backend == "triton":
+        problem = _triton_problem(device, dtype)
+    if problem:
+        raise RuntimeError(f"{source} cannot run: {problem}; use backend='auto'")
     return backend
 
 
-def _implementation(backend: str, device: torch.device) -> ModuleType:
-    return importlib.import_module(_MODULES[resolve_backend(backend, device)])
+# torch.compile makes the choice when it traces, instead of tracing how it is made. This line is the whole of
+# `torch.compiler.assume_constant_result`, which would import the compiler (seconds).
+resolve_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _implementation(backend: str, state: Tensor) -> ModuleType:
+    # Statements, as torch.compile follows no importlib.
+    name = resolve_backend(backend, state.device, state.dtype)
+    if name == "numba":
+        from fwp_rl.ops import _rnn_numba
+
+        return _rnn_numba
+    if name == "triton":
+        from fwp_rl.ops import _rnn_triton
+
+        return _rnn_triton
+    return _rnn_reference
 
 
 @functools.cache
-def _choose(device_type: str) -> str:
-    backend = "reference"
-    if device_type == "cpu":
-        problem = _numba_problem()
-        if problem is None:
-            backend = "numba"
-        else:
-            message = f"recurrent scans run many times slower, step by step: numba kernels failed ({problem})"
-            warnings.warn(message, stacklevel=5)
-    logger.info("recurrent scans run on %s with the %s backend", device_type, backend)
+def _choose(device: torch.device, dtype: torch.dtype) -> str:
+    backend, problem = "reference", None
+    if device.type == "cpu":
+        backend, problem = "numba", _numba_problem()
+    elif device.type == "cuda":
+        backend, problem = "triton", _triton_problem(device, dtype)
+    if problem is not None:
+        message = f"recurrent scans run many times slower, step by step: {backend} kernels failed ({problem})"
+        warnings.warn(message, stacklevel=5)
+        backend = "reference"
+    logger.info("recurrent scans run on %s with the %s backend", device, backend)
     return backend
 
 
@@ -159,7 +177,26 @@ def _numba_problem() -> str | None:
     # Anything can go wrong in here (no numba, a numba that does not know this numpy, a cache that cannot be written),
     # and all of it has the same cure: torch.
     try:
-        importlib.import_module(_MODULES["numba"]).compile_probe()
+        from fwp_rl.ops import _rnn_numba
+
+        _rnn_numba.compile_probe()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+@functools.cache
+def _triton_problem(device: torch.device, dtype: torch.dtype) -> str | None:
+    # As for numba; and a GPU that nobody has run this on may compute something else.
+    try:
+        from fwp_rl.ops import _rnn_triton
+
+        if not _rnn_triton.INTERPRETED:
+            if device.type != "cuda":
+                return f"it runs on GPUs (or interpreted, with TRITON_INTERPRET=1), the state is on {device}"
+            if dtype != torch.float32:
+                return f"it computes in float32 on a GPU, the state is {dtype}"
+        _rnn_triton.self_check(device)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None

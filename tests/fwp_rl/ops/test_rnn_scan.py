@@ -1,5 +1,6 @@
-"""The compiled recurrent scans against the reference, and the rules of episode starts for both."""
+"""The recurrent scans for the CPU against the reference, the rules of episode starts, and the choice of a backend."""
 
+import sys
 from collections.abc import Iterator
 
 import jaxtyping
@@ -222,13 +223,50 @@ def test_backends_are_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_backend("reference", CPU) == "reference"
     with pytest.raises(RuntimeError, match="backend='numba' cannot run: it runs on the CPU, the state is on meta"):
         resolve_backend("numba", torch.device("meta"))
-    with pytest.raises(ValueError, match="backend='triton' is no backend: expected auto, reference, numba"):
+    with pytest.raises(RuntimeError, match=r"backend='triton' cannot run: it runs on GPUs .*, the state is on cpu"):
         resolve_backend("triton", CPU)
+    with pytest.raises(ValueError, match="backend='chunked' is no backend: expected auto, reference, numba, triton"):
+        resolve_backend("chunked", CPU)
+
+
+def test_on_a_gpu_the_kernels_run_that_pass_their_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Catches: kernels that compute nonsense on a GPU nobody tried them on, a fallback that does not say why, or says it
+    # at every call, or in place of an explicit backend.
+    kernels = pytest.importorskip("fwp_rl.ops._rnn_triton")
+    monkeypatch.delenv("FWP_RL_BACKEND", raising=False)
+    checked: list[torch.device] = []
+    monkeypatch.setattr(kernels, "self_check", checked.append)
+    good, bad = torch.device("cuda", 90), torch.device("cuda", 91)
+    assert [resolve_backend(backend, good) for backend in ("auto", "auto", "triton")] == ["triton"] * 3
+    assert checked == [good]
+
+    def fail(device: torch.device) -> None:
+        raise ArithmeticError(f"off by 3 on {device}")
+
+    monkeypatch.setattr(kernels, "self_check", fail)
+    reason = r"triton kernels failed \(ArithmeticError: off by 3 on cuda:91"
+    with pytest.warns(UserWarning, match=reason):
+        assert resolve_backend("auto", bad) == "reference"
+    assert resolve_backend("auto", bad) == "reference"
+    with pytest.raises(RuntimeError, match="backend='triton' cannot run: ArithmeticError: off by 3"):
+        resolve_backend("triton", bad)
+    with pytest.warns(UserWarning, match="float32 on a GPU, the state is torch.float64"):
+        assert resolve_backend("auto", good, torch.float64) == "reference"
+
+
+def test_a_gpu_without_triton_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Catches: an import of triton where it is not installed.
+    monkeypatch.delenv("FWP_RL_BACKEND", raising=False)
+    for name in ("triton", "fwp_rl.ops._rnn_triton"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delattr("fwp_rl.ops._rnn_triton", raising=False)
+    with pytest.warns(UserWarning, match="triton kernels failed .*Error"):
+        assert resolve_backend("auto", torch.device("cuda", 92)) == "reference"
 
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [("reference", "reference"), ("numba", "numba"), ("chunked", "reference"), ("triton", "reference")],
+    [("reference", "reference"), ("numba", "numba"), ("chunked", "reference")],
 )
 def test_environment_forces_a_backend(monkeypatch: pytest.MonkeyPatch, value: str, expected: str) -> None:
     # Catches: a variable that also overrules an explicit argument; values of other operators that raise here.
@@ -240,6 +278,9 @@ def test_environment_forces_a_backend(monkeypatch: pytest.MonkeyPatch, value: st
 def test_environment_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FWP_RL_BACKEND", "nunba")
     with pytest.raises(ValueError, match="FWP_RL_BACKEND='nunba' is no backend"):
+        resolve_backend("auto", CPU)
+    monkeypatch.setenv("FWP_RL_BACKEND", "triton")
+    with pytest.raises(RuntimeError, match="FWP_RL_BACKEND='triton' cannot run: it runs on GPUs"):
         resolve_backend("auto", CPU)
 
 
