@@ -14,9 +14,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fwp_rl.ops import _reference
+
 CHUNK = 16
 SIZES = (16, 32, 64)
 """Of K and V; what lies between is padded."""
+CHECK_TOLERANCE = 1e-4
+"""Of the largest entry, for a kernel that is used for the first time."""
 
 
 # ------------------------------------------------------------------------------------------------------- kernels
@@ -184,11 +188,10 @@ def forward_kernel(
         else:
             u = beta_c[:, None] * v_c
         read = _dot(pairs * _dot(q_c, tl.trans(k_c), PRECISION), u, PRECISION)
+        faded = _fade(state, last_episode, left, GATED) + _dot(tl.trans(to_end[:, None] * k_c), u, PRECISION)
         read += tl.where(reached, from_state[:, None] * _dot(q_c, state, PRECISION), 0.0)
         _store(y, steps, programs * V, columns, SCALE * read, T, V)
-
-        state = _fade(state, last_episode, left, GATED)
-        state += _dot(tl.trans(to_end[:, None] * k_c), u, PRECISION)
+        state = faded
 
     inside = (rows < K)[:, None] & (columns < V)[None, :]
     tl.store(final + program * K * V + rows[:, None] * V + columns[None, :], state, mask=inside)
@@ -274,12 +277,13 @@ def backward_kernel(
             grad_decay_c = tl.where(starts_c == 0, grad_decay_c, 0.0)
             tl.store(grad_decay + steps.to(tl.int64) * programs, grad_decay_c, mask=steps < T)
             fade = tl.sum(tl.where(episodes == 0, change, 0.0), 0) + tl.where(last_episode == 0, fade, 0.0)
+        earlier = _fade(gradient, last_episode, left, GATED)
+        earlier += _dot(tl.trans((SCALE * from_state)[:, None] * q_c), grad_y_c, PRECISION)
+        if DELTA:
+            earlier -= _dot(tl.trans(from_state[:, None] * k_c), grad_v_c, PRECISION)
         grad_k_c = to_end[:, None] * _dot(beta_c[:, None] * error, tl.trans(gradient), PRECISION)
         _store(grad_k, steps, programs * K, rows, grad_k_c, T, K)
-        gradient = _fade(gradient, last_episode, left, GATED)
-        gradient += _dot(tl.trans((SCALE * from_state)[:, None] * q_c), grad_y_c, PRECISION)
-        if DELTA:
-            gradient -= _dot(tl.trans(from_state[:, None] * k_c), grad_v_c, PRECISION)
+        gradient = earlier
     tl.store(grad_initial + dense, gradient, mask=inside)
 
     tl.debug_barrier()  # the second sweep reads what other threads of this program wrote in the first
@@ -300,6 +304,7 @@ def backward_kernel(
         else:
             u = beta_c[:, None] * _load(v, steps, v_t, columns, v_d, T, V, dtype)
 
+        faded = _fade(state, last_episode, left, GATED) + _dot(tl.trans(to_end[:, None] * k_c), u, PRECISION)
         reading = SCALE * pairs * _dot(grad_y_c, tl.trans(u), PRECISION)
         grad_q_c = tl.where(reached, (SCALE * from_state)[:, None] * _dot(grad_y_c, tl.trans(state), PRECISION), 0.0)
         grad_q_c += _dot(reading, k_c, PRECISION)
@@ -314,8 +319,7 @@ def backward_kernel(
             erased = from_state[:, None] * _dot(grad_v_c, tl.trans(state), PRECISION)
             grad_k_c -= tl.where(reached, erased, 0.0)
         _store(grad_k, steps, programs * K, rows, grad_k_c, T, K)
-        state = _fade(state, last_episode, left, GATED)
-        state += _dot(tl.trans(to_end[:, None] * k_c), u, PRECISION)
+        state = faded
 
 
 @triton.jit(do_not_specialize=["H", *_RUN_TIME[2:]])
@@ -363,19 +367,58 @@ def launch(kernel: str, block_k: int, block_v: int, architecture: str) -> Launch
     return Launch(4)
 
 
-def problem_of(key_size: int, value_size: int, dtype: torch.dtype, device_type: str) -> str | None:
+def unsupported(key_size: int, value_size: int, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why the kernels cannot take these sizes and this state; None if they can."""
     for name, size in (("K", key_size), ("V", value_size)):
         if size > SIZES[-1]:
-            return f"heads have at most {name} = {SIZES[-1]} in registers, got {size}; the nearest supported is {SIZES[-1]}"
-    if dtype != torch.float32 and device_type != "cpu":
-        return f"the state must be float32, got {dtype}"
+            return f"registers hold heads up to {name} = {SIZES[-1]}, the nearest supported size; got {name} = {size}"
+    if dtype != torch.float32 and device.type != "cpu":
+        return f"the kernels compute in float32, the state is {dtype}"
     return None
 
 
 def is_interpreted() -> bool:
     """Whether Triton interprets kernels, which takes tensors on the CPU: TRITON_INTERPRET=1 at import."""
     return not isinstance(forward_kernel, triton.JITFunction)
+
+
+def check_against_reference(
+    device: torch.device, rule: str, gated: bool, key_size: int, value_size: int, scale: float
+) -> None:
+    """Raises if the kernels, as compiled for this device, compute something else than the definition."""
+    T, B, H = 2 * CHUNK + 5, 2, 2
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device)
+
+    starts = torch.zeros(T, B, dtype=torch.bool, device=device)
+    starts[[3, CHUNK, CHUNK + 9], [0, 1, 0]] = True
+    k = random(T, B, H, key_size)
+    inputs = {
+        "q": random(T, B, H, key_size),
+        "k": k / k.norm(dim=-1, keepdim=True),
+        "v": random(T, B, H, value_size),
+        "beta": random(T, B, H).sigmoid(),
+        "log_decay": -random(T, B, H).square() if gated else None,
+        "state": random(B, H, key_size, value_size),
+    }
+    weights = random(T, B, H, value_size), random(B, H, key_size, value_size)
+    results = []
+    for implementation in (scan, _reference.scan):
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            leaves = {name: x if x is None else x.clone().requires_grad_() for name, x in inputs.items()}
+            y, final = implementation(*leaves.values(), starts, rule, scale)
+            wanted = {name: x for name, x in leaves.items() if x is not None}
+            gradients = torch.autograd.grad([y, final], list(wanted.values()), weights)
+            step = {name: x if x is None or name == "state" else x[:1] for name, x in inputs.items()}
+            step_y, step_final = implementation(*step.values(), starts[:1], rule, scale)
+        names = ["outputs", "final state", *(f"gradient of {name}" for name in wanted), "one step", "state after it"]
+        results.append(dict(zip(names, (y, final, *gradients, step_y, step_final), strict=True)))
+    for name, expected in results[1].items():
+        error = ((results[0][name] - expected).abs().max() / expected.abs().max()).item()
+        if not error <= CHECK_TOLERANCE:
+            raise RuntimeError(f"triton kernels are off by {error:.1e} in the {name} (K = {key_size}, V = {value_size})")
 
 
 def _options(kernel: str, block_k: int, block_v: int, device: torch.device) -> dict:
