@@ -7,6 +7,10 @@ diverges on near-identical keys (an agent that stands still). Every output has o
 reproducible. What is not a number in the inputs spreads over its chunk.
 """
 
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -120,7 +124,7 @@ def _invert(system, CHUNK: tl.constexpr):
     """(I + system)^-1 of a strictly lower triangular system: row j, once final, is taken out of all rows below it."""
     index = tl.arange(0, CHUNK)
     inverse = tl.where(index[:, None] == index[None, :], 1.0, 0.0).to(system.dtype)
-    for j in tl.static_range(CHUNK - 1):
+    for j in range(CHUNK - 1):
         column = tl.sum(tl.where(index[None, :] == j, system, 0.0), 1)
         row = tl.sum(tl.where(index[:, None] == j, inverse, 0.0), 0)
         inverse -= column[:, None] * row[None, :]
@@ -358,13 +362,47 @@ class Launch(NamedTuple):
     """How a kernel is compiled."""
 
     num_warps: int
-    precision: str = "tf32x3"
-    """Of the products of float32 matrices."""
+    precision: str
+    """Of the products of matrices; all three keep the accuracy of float32, in other registers."""
 
 
 def launch(kernel: str, block_k: int, block_v: int, architecture: str) -> Launch:
-    """The one table of launch parameters."""
-    return Launch(4)
+    """The one table of launch parameters, from the registers that `benchmarks.fast_weight_kernels` counts.
+
+    The same for both dtypes of inputs: they are widened as they are loaded.
+    """
+    size = max(block_k, block_v)
+    if architecture.startswith("gfx"):  # 64 threads in a warp, and products of float32 in hardware
+        return Launch({16: 1, 32: 2, 64: 4}[size], "ieee")
+    return Launch({16: 1, 32: 4, 64: 8}[size], "bf16x6" if size == 64 and kernel == "backward" else "tf32x3")
+
+
+WITHOUT_WARP_GROUPS = {"DISABLE_MMA_V3": "1", "DISABLE_MMA_V5": "1"}
+"""Products by warps, not by groups of four, which need tiles of 64 rows.
+
+The assembler that Triton below 3.9 ships for Hopper miscompiles them, and they gain nothing: the kernels wait for
+memory. Triton reads this while it compiles.
+"""
+_compiling = threading.Lock()
+
+
+@contextlib.contextmanager
+def _prepared(x: Tensor) -> Iterator[None]:
+    """The device of `x`, for compilers and launches."""
+    if not x.is_cuda:
+        yield
+        return
+    with _compiling, torch.cuda.device_of(x):
+        before = {name: os.environ.get(name) for name in WITHOUT_WARP_GROUPS}
+        os.environ.update(WITHOUT_WARP_GROUPS)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 def unsupported(key_size: int, value_size: int, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -425,7 +463,7 @@ def _options(kernel: str, block_k: int, block_v: int, device: torch.device) -> d
     if is_interpreted():
         return {"PRECISION": "ieee"} if kernel != "step" else {}
     chosen = launch(kernel, block_k, block_v, _architecture(device))
-    options = {"num_warps": chosen.num_warps, "num_stages": 1}
+    options = {"num_warps": chosen.num_warps, "num_stages": 1, "enable_fp_fusion": True}
     return options | {"PRECISION": chosen.precision} if kernel != "step" else options
 
 
@@ -481,7 +519,7 @@ def _scan(
     options = {"SCALE": scale, "K": K, "V": V, "BLOCK_K": block_k, "BLOCK_V": block_v}
     options |= {"DELTA": delta, "GATED": log_decay is not None}
     decay_strides = (0, 0, 0) if log_decay is None else log_decay.stride()
-    with torch.cuda.device_of(q):
+    with _prepared(q):
         if T == 1 and not keep:
             step_kernel[(B * H,)](
                 q, k, v, beta, log_decay, initial, starts, y, final,
@@ -525,7 +563,7 @@ def _scan_backward(
     V = v.shape[-1]
     gradients = _empty_gradients(q, k, v, beta, log_decay, initial)
     block_k, block_v = _block(K), _block(V)
-    with torch.cuda.device_of(q):
+    with _prepared(q):
         backward_kernel[(B * H,)](
             q, k, v, beta, log_decay, initial, starts, y, final, errors, inverses,
             grad_y.contiguous(), None if grad_final is None else grad_final.contiguous(), *gradients,

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import logging
+import os
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor
 from fwp_rl.ops import fast_weight_scan, resolve_backend
 from fwp_rl.ops.fast_weight_scan import _check, _choose, _numba_problem
 
-BACKENDS = ("reference", "chunked", "numba")
-FAST_BACKENDS = ("chunked", "numba")
+# The kernels for GPUs take tensors on the CPU where Triton interprets them; `test_triton` runs this file once more so.
+INTERPRETED = ("triton",) if os.environ.get("TRITON_INTERPRET") == "1" else ()
+BACKENDS = ("reference", "chunked", "numba", *INTERPRETED)
+FAST_BACKENDS = ("chunked", "numba", *INTERPRETED)
 RULES = tuple(itertools.product(("delta", "additive"), (False, True)))  # rule, is there a decay
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 B, H, K, V = 3, 2, 5, 7
