@@ -168,7 +168,7 @@ def forward_kernel(
         k_c = _load(k, steps, k_t, rows, k_d, T, K, dtype)
         v_c = _load(v, steps, v_t, columns, v_d, T, V, dtype)
         beta_c = _load_steps(beta, steps, beta_t, T, 0.0).to(dtype)
-        starts_c, episodes, last_episode, total, from_state, to_end, left = _masks(
+        _, episodes, last_episode, total, from_state, to_end, left = _masks(
             log_decay, decay_t, starts, starts_t, steps, T, GATED, CHUNK, dtype
         )
         pairs = _pairs(episodes, total, GATED, False, CHUNK, dtype)
@@ -295,7 +295,7 @@ def backward_kernel(
     for begin in range(0, T, CHUNK):
         steps = begin + index
         beta_c = _load_steps(beta, steps, beta_t, T, 0.0).to(dtype)
-        starts_c, episodes, last_episode, total, from_state, to_end, left = _masks(
+        _, episodes, last_episode, total, from_state, to_end, left = _masks(
             log_decay, decay_t, starts, starts_t, steps, T, GATED, CHUNK, dtype
         )
         pairs = _pairs(episodes, total, GATED, False, CHUNK, dtype)
@@ -456,7 +456,9 @@ def check_against_reference(
     for name, expected in results[1].items():
         error = ((results[0][name] - expected).abs().max() / expected.abs().max()).item()
         if not error <= CHECK_TOLERANCE:
-            raise RuntimeError(f"triton kernels are off by {error:.1e} in the {name} (K = {key_size}, V = {value_size})")
+            raise RuntimeError(
+                f"triton kernels are off by {error:.1e} in the {name} (K = {key_size}, V = {value_size})"
+            )
 
 
 def _options(kernel: str, block_k: int, block_v: int, device: torch.device) -> dict:
