@@ -71,8 +71,8 @@ def _masks(
 ):  # fmt: skip
     """What the starts and decays of a chunk come to.
 
-    starts_c; how many there were up to and with each step, and in all; the sum of decays within the episode (b); what is
-    left of the state at step i (d), of step j at the end (e), and of the state at the end if there was no start.
+    The starts; how many there were up to and with each step, and in all; the sum of decays within the episode (b);
+    what is left of the state at step i (d), of step j at the end (e), and of the state at the end without a start.
     """
     index = tl.arange(0, CHUNK)
     starts_c = _load_steps(starts, steps, starts_t, T, 0).to(tl.int32)
