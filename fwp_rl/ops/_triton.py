@@ -237,16 +237,16 @@ def backward_kernel(
     if GATED:
         grad_decay += program
     inside = (rows < K)[:, None] & (columns < V)[None, :]
-    dense = program * K * V + rows[:, None] * V + columns[None, :]
+    dense = rows[:, None] * V + columns[None, :]
     chunks = tl.cdiv(T, CHUNK)
 
     fade = tl.zeros([], dtype)  # <dL/dS, S>: what the decays of all steps up to here share
     if grad_final is None:
         gradient = tl.zeros([BLOCK_K, BLOCK_V], dtype)
     else:
-        gradient = tl.load(grad_final + dense, mask=inside, other=0.0)
+        gradient = tl.load(grad_final + program * K * V + dense, mask=inside, other=0.0)
         if GATED:
-            fade = tl.sum(tl.sum(gradient * tl.load(final + dense, mask=inside, other=0.0), 1), 0)
+            fade = tl.sum(tl.sum(gradient * tl.load(final + program * K * V + dense, mask=inside, other=0.0), 1), 0)
     for chunk in range(chunks - 1, -1, -1):
         steps = chunk * CHUNK + index
         beta_c = _load_steps(beta, steps, beta_t, T, 0.0).to(dtype)
@@ -271,6 +271,12 @@ def backward_kernel(
         tl.store(grad_beta + steps.to(tl.int64) * programs, tl.sum(grad_u * error, 1), mask=steps < T)
         grad_v_c = beta_c[:, None] * grad_u
         _store(grad_v, steps, y_t, columns, grad_v_c, T, V)
+        earlier = _fade(gradient, last_episode, left, GATED)
+        earlier += _dot(tl.trans((SCALE * from_state)[:, None] * q_c), grad_y_c, PRECISION)
+        if DELTA:
+            earlier -= _dot(tl.trans(from_state[:, None] * k_c), grad_v_c, PRECISION)
+        grad_k_c = to_end[:, None] * _dot(beta_c[:, None] * error, tl.trans(gradient), PRECISION)
+        _store(grad_k, steps, programs * K, rows, grad_k_c, T, K)
         if GATED:
             y_c = _load(y, steps, y_t, columns, 1, T, V, dtype)
             v_c = _load(v, steps, v_t, columns, v_d, T, V, dtype)
@@ -281,14 +287,8 @@ def backward_kernel(
             grad_decay_c = tl.where(starts_c == 0, grad_decay_c, 0.0)
             tl.store(grad_decay + steps.to(tl.int64) * programs, grad_decay_c, mask=steps < T)
             fade = tl.sum(tl.where(episodes == 0, change, 0.0), 0) + tl.where(last_episode == 0, fade, 0.0)
-        earlier = _fade(gradient, last_episode, left, GATED)
-        earlier += _dot(tl.trans((SCALE * from_state)[:, None] * q_c), grad_y_c, PRECISION)
-        if DELTA:
-            earlier -= _dot(tl.trans(from_state[:, None] * k_c), grad_v_c, PRECISION)
-        grad_k_c = to_end[:, None] * _dot(beta_c[:, None] * error, tl.trans(gradient), PRECISION)
-        _store(grad_k, steps, programs * K, rows, grad_k_c, T, K)
         gradient = earlier
-    tl.store(grad_initial + dense, gradient, mask=inside)
+    tl.store(grad_initial + program * K * V + dense, gradient, mask=inside)
 
     tl.debug_barrier()  # the second sweep reads what other threads of this program wrote in the first
     state = _load_state(initial + b * initial_b + h * initial_h, rows, initial_k, columns, initial_v, K, V)
