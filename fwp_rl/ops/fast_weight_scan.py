@@ -5,7 +5,8 @@
     y_t  = scale S_t^T q_t                              read after write
 
 Backends: "reference" (`_reference`, the definition), "chunked" (`_chunked`, pure torch, parallel within chunks, any
-device) and "numba" (`_numba`, fused loops with a hand-derived backward, CPU).
+device), "numba" (`_numba`, fused loops with a hand-derived backward, CPU) and "triton" (`_triton`, one kernel forward
+and one backward, GPUs; `docs/operator.md`).
 """
 
 import functools
@@ -20,10 +21,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-Backend = Literal["auto", "reference", "chunked", "numba"]
+Backend = Literal["auto", "reference", "chunked", "numba", "triton"]
 Rule = Literal["delta", "additive"]
 
-_MODULES = {name: f"fwp_rl.ops._{name}" for name in ("reference", "chunked", "numba")}
+_MODULES = {name: f"fwp_rl.ops._{name}" for name in ("reference", "chunked", "numba", "triton")}
+
+_SCANS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {}
+"""Those that were in use; filled by `_resolve`."""
 
 logger = logging.getLogger("fwp_rl")
 
@@ -56,11 +60,12 @@ def fast_weight_scan(
     dtype, device = state.dtype, state.device
     if q.shape[0] == 0:
         return v.new_empty(v.shape, dtype=dtype), state
-    if not q.dtype == k.dtype == v.dtype == beta.dtype == dtype:
+    name = _resolve(backend, device, rule, log_decay is not None, q.shape[-1], v.shape[-1], dtype, scale)
+    if name != "triton" and not q.dtype == k.dtype == v.dtype == beta.dtype == dtype:
         q, k, v, beta = (x.to(dtype) for x in (q, k, v, beta))
-    if log_decay is not None:
+    if name != "triton" and log_decay is not None:
         log_decay = log_decay.to(dtype)
-    scan = _implementation(resolve_backend(backend, device))
+    scan = _SCANS[name]
     if torch.is_autocast_enabled(device.type):
         # Rounding to bfloat16 at every step would add up over the sequence.
         with torch.autocast(device.type, enabled=False):
@@ -78,33 +83,61 @@ def resolve_backend(backend: str, device: torch.device) -> str:
         backend = os.environ.get("FWP_RL_BACKEND", "auto")
         source = f"FWP_RL_BACKEND={backend!r}"
     if backend == "auto":
-        return _choose(device.type)
+        return _choose(device)
     if backend not in _MODULES:
         raise ValueError(f"{source} is no backend: expected auto, {', '.join(_MODULES)}")
+    problem = None
     if backend == "numba":
         problem = _numba_problem() if device.type == "cpu" else f"it runs on the CPU, the state is on {device}"
-        if problem:
-            raise RuntimeError(f"{source} cannot run: {problem}; use backend='auto'")
+    elif backend == "triton":
+        problem = _triton_problem(device)
+    if problem:
+        raise RuntimeError(f"{source} cannot run: {problem}; use backend='auto'")
     return backend
 
 
-@functools.cache
-def _implementation(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    scan: Callable[..., tuple[Tensor, Tensor]] = importlib.import_module(_MODULES[backend]).scan
-    return scan
+def _resolve(
+    backend: str,
+    device: torch.device,
+    rule: str,
+    gated: bool,
+    key_size: int,
+    value_size: int,
+    dtype: torch.dtype,
+    scale: float,
+) -> str:
+    """The backend for these arguments: the kernels do not take all of them, and each is tried before it is trusted."""
+    name = resolve_backend(backend, device)
+    if name == "triton":
+        problem = _kernel_problem(device, rule, gated, key_size, value_size, dtype, scale)
+        if problem is not None:
+            if backend == "triton" or os.environ.get("FWP_RL_BACKEND") == "triton":
+                raise RuntimeError(f"backend='triton' cannot run: {problem}; use backend='auto'")
+            name = "chunked"
+    if name not in _SCANS:
+        _SCANS[name] = importlib.import_module(_MODULES[name]).scan
+    return name
+
+
+# torch.compile takes what comes back for a constant. This is torch.compiler.assume_constant_result, but that imports
+# the compiler, which takes seconds.
+_resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
-def _choose(device_type: str) -> str:
-    backend = "chunked"
-    if device_type == "cpu":
+def _choose(device: torch.device) -> str:
+    backend, problem = "chunked", None
+    if device.type == "cpu":
         problem = _numba_problem()
-        if problem is None:
-            backend = "numba"
-        else:
-            message = f"fast weights run several times slower, as torch operations: numba kernels failed ({problem})"
-            warnings.warn(message, stacklevel=5)
-    logger.info("fast_weight_scan runs on %s with the %s backend", device_type, backend)
+        backend = "numba" if problem is None else "chunked"
+    elif device.type == "cuda":
+        problem = _triton_problem(device)
+        backend = "triton" if problem is None else "chunked"
+    if problem is not None:
+        compiler = "numba" if device.type == "cpu" else "triton"
+        message = f"fast weights run several times slower, as torch operations: {compiler} kernels failed ({problem})"
+        warnings.warn(message, stacklevel=6)
+    logger.info("fast_weight_scan runs on %s with the %s backend", device, backend)
     return backend
 
 
@@ -117,6 +150,33 @@ def _numba_problem() -> str | None:
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None
+
+
+@functools.cache
+def _triton_problem(device: torch.device) -> str | None:
+    try:
+        interpreted = importlib.import_module(_MODULES["triton"]).is_interpreted()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    if device.type == "cuda" or (device.type == "cpu" and interpreted):
+        return None
+    return f"it runs on GPUs (anywhere with TRITON_INTERPRET=1), the state is on {device}"
+
+
+@functools.cache
+def _kernel_problem(
+    device: torch.device, rule: str, gated: bool, key_size: int, value_size: int, dtype: torch.dtype, scale: float
+) -> str | None:
+    """Why these kernels cannot run here, among which that they compute something else than the reference."""
+    kernels = importlib.import_module(_MODULES["triton"])
+    problem: str | None = kernels.unsupported(key_size, value_size, dtype, device)
+    if problem is None and device.type != "cpu":
+        try:
+            kernels.check_against_reference(device, rule, gated, key_size, value_size, scale)
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+            warnings.warn(f"fast weights run several times slower, as torch operations: {problem}", stacklevel=4)
+    return problem
 
 
 def _check(

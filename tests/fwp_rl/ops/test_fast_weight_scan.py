@@ -3,6 +3,9 @@
 import functools
 import itertools
 import logging
+import os
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,11 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fwp_rl.ops import fast_weight_scan, resolve_backend
-from fwp_rl.ops.fast_weight_scan import _check, _choose, _numba_problem
+from fwp_rl.ops.fast_weight_scan import _check, _choose, _kernel_problem, _numba_problem, _resolve, _triton_problem
 
-BACKENDS = ("reference", "chunked", "numba")
-FAST_BACKENDS = ("chunked", "numba")
+# The kernels for GPUs take tensors on the CPU where Triton interprets them; `test_triton` runs this file once more so.
+INTERPRETED = ("triton",) if os.environ.get("TRITON_INTERPRET") == "1" else ()
+BACKENDS = ("reference", "chunked", "numba", *INTERPRETED)
+FAST_BACKENDS = ("chunked", "numba", *INTERPRETED)
 RULES = tuple(itertools.product(("delta", "additive"), (False, True)))  # rule, is there a decay
+scan_module = sys.modules["fwp_rl.ops.fast_weight_scan"]  # the package shows the function under this name
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 B, H, K, V = 3, 2, 5, 7
 SCALE = 0.7
@@ -261,7 +267,7 @@ class TestStarts:
         )
         starts[0] = True
         started = fast_weight_scan(**inputs, episode_starts=starts, rule=rule, backend=backend)
-        if backend == "chunked":  # the decay of the first step is no part of its sums if it is a start
+        if backend in ("chunked", "triton"):  # the decay of the first step is no part of its sums if it is a start
             torch.testing.assert_close(started, fresh)
         else:
             assert all(torch.equal(x, y) for x, y in zip(started, fresh, strict=True))
@@ -427,23 +433,26 @@ def test_half_precision_is_widened(backend: str) -> None:
 @pytest.fixture
 def forget_choices(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("FWP_RL_BACKEND", raising=False)
-    _choose.cache_clear()
-    _numba_problem.cache_clear()
+    for function in (_choose, _numba_problem, _triton_problem, _kernel_problem):
+        function.cache_clear()
     yield
-    _choose.cache_clear()
-    _numba_problem.cache_clear()
+    for function in (_choose, _numba_problem, _triton_problem, _kernel_problem):
+        function.cache_clear()
 
 
 @pytest.mark.usefixtures("forget_choices")
 class TestResolveBackend:
-    def test_auto(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_auto(self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(scan_module, "_triton_problem", lambda device: None)
         with caplog.at_level(logging.INFO, logger="fwp_rl"):
             assert resolve_backend("auto", CPU) == "numba"
             assert resolve_backend("auto", CPU) == "numba"
-            assert resolve_backend("auto", torch.device("cuda")) == "chunked"
+            assert resolve_backend("auto", torch.device("cuda")) == "triton"
+            assert resolve_backend("auto", torch.device("meta")) == "chunked"
         assert [record.getMessage() for record in caplog.records] == [
             "fast_weight_scan runs on cpu with the numba backend",
-            "fast_weight_scan runs on cuda with the chunked backend",
+            "fast_weight_scan runs on cuda with the triton backend",
+            "fast_weight_scan runs on meta with the chunked backend",
         ]
 
     @pytest.mark.parametrize("backend", BACKENDS)
@@ -475,6 +484,49 @@ class TestResolveBackend:
         assert len(caught) == 1
         with pytest.raises(RuntimeError, match="numba needs an older numpy"):
             resolve_backend("numba", CPU)
+
+    @pytest.mark.skipif(bool(INTERPRETED), reason="interpreted kernels take tensors on the CPU")
+    def test_kernels_for_gpus_refuse_the_cpu(self) -> None:
+        with pytest.raises(RuntimeError, match=r"backend='triton' cannot run: it runs on GPUs .*, the state is on cpu"):
+            resolve_backend("triton", CPU)
+
+    def test_auto_without_triton(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One warning, and torch operations."""
+
+        def missing(name: str) -> None:
+            raise ModuleNotFoundError("No module named 'triton'")
+
+        monkeypatch.setattr("importlib.import_module", missing)
+        with pytest.warns(UserWarning, match="triton kernels failed .*No module named 'triton'") as caught:
+            chosen = [resolve_backend("auto", torch.device("cuda")) for _ in range(2)]
+        assert chosen == ["chunked", "chunked"]
+        assert len(caught) == 1
+        with pytest.raises(RuntimeError, match="backend='triton' cannot run: ModuleNotFoundError"):
+            resolve_backend("triton", torch.device("cuda"))
+
+    def test_kernels_that_fail_are_not_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Catches an "auto" that fails, or goes on with, kernels that compute something else here."""
+        kernels = SimpleNamespace(unsupported=lambda *_: None, is_interpreted=lambda: False, scan=None)
+
+        def wrong(*_) -> None:
+            raise RuntimeError("triton kernels are off by 1.0e+00 in the outputs")
+
+        kernels.check_against_reference = wrong
+        monkeypatch.setattr("importlib.import_module", lambda name: kernels)
+        monkeypatch.setattr(scan_module, "_SCANS", {"chunked": None})
+        arguments = (torch.device("cuda", 0), "delta", True, 5, 7, torch.float32, 1.0)
+        with pytest.warns(UserWarning, match=r"off by 1.0e\+00 in the outputs") as caught:
+            assert [_resolve("auto", *arguments) for _ in range(2)] == ["chunked", "chunked"]
+        assert len(caught) == 1
+        with pytest.raises(RuntimeError, match=r"backend='triton' cannot run: .*off by"):
+            _resolve("triton", *arguments)
+
+    def test_sizes_that_kernels_do_not_take(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """ "auto" takes another backend; an explicit one names the nearest size."""
+        arguments = ("delta", True, 16, 80, torch.float32, 1.0)
+        assert _resolve("auto", torch.device("cuda", 0), *arguments) == "chunked"
+        with pytest.raises(RuntimeError, match="up to V = 64, the nearest supported size; got V = 80"):
+            _resolve("triton", torch.device("cuda", 0), *arguments)
 
 
 # ---------------------------------------------------------------------------------------------------------- the door

@@ -1,0 +1,150 @@
+"""What do the Triton kernels of the fast weight scan take from a GPU? Compiled for four of them, without one.
+
+    python -m benchmarks.fast_weight_kernels                   # an hour on one core; benchmarks/results/*.json, *.md
+    python -m benchmarks.fast_weight_kernels --target sm_90    # one of the targets; the others stay as they are
+    python -m benchmarks.fast_weight_kernels --smoke           # seconds, writes nothing
+
+Registers of a thread, bytes of stack (spilled registers: memory traffic that no formula asks for) and bytes of shared
+memory of a program, as the assembler of this version of Triton counts them. Inputs are dense. One entry per version of
+Triton, because each brings its own assembler; `tests/fwp_rl/ops/test_triton.py` compiles some of them again and
+compares.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import pathlib
+import re
+import subprocess
+import tempfile
+import time
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fwp_rl.ops import _triton
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+KERNELS = ("forward", "backward", "step")
+INPUTS = ("q", "k", "v", "beta", "log_decay")
+RESULTS = pathlib.Path(__file__).parent / "results"
+NVIDIA = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+COLUMNS = ("registers", "stack", "shared")
+
+Case = tuple[str, int, int, str, str, bool]  # kernel, K, V, dtype of inputs, rule, is there a decay
+
+
+def all_cases() -> list[Case]:
+    """Every size with every dtype and rule, and every pair of sizes with the most that a rule can have."""
+    square = [
+        (kernel, size, size, dtype, rule, gated)
+        for kernel, size, dtype in itertools.product(KERNELS, _triton.SIZES, ("fp32", "bf16"))
+        for rule, gated in itertools.product(("delta", "additive"), (True, False))
+    ]
+    pairs = itertools.permutations(_triton.SIZES, 2)
+    return square + [(kernel, K, V, "fp32", "delta", True) for (K, V), kernel in itertools.product(pairs, KERNELS)]
+
+
+def describe(case: Case) -> str:
+    kernel, K, V, dtype, rule, gated = case
+    return f"{kernel} {K}x{V} {dtype} {rule}{' gated' if gated else ''}"
+
+
+def resources(case: Case, target: str) -> dict[str, int]:
+    """Compiles one kernel for one target; `products` by warp groups are those that `_triton` turns off."""
+    kernel, K, V, dtype, rule, gated = case
+    function = getattr(_triton, f"{kernel}_kernel")
+    chosen = _triton.launch(kernel, K, V, target)
+    constants = {"SCALE": 0.5, "K": K, "V": V, "BLOCK_K": K, "BLOCK_V": V, "CHUNK": _triton.CHUNK, "KEEP": True}
+    constants |= {"DELTA": rule == "delta", "GATED": gated, "PRECISION": chosen.precision}
+    constants |= {f"{name}_d": 1 for name in "qkv"} | {"initial_v": 1} | ({} if gated else {"log_decay": None})
+    signature, attributes = {}, {}
+    for index, parameter in enumerate(function.params):
+        name = parameter.name
+        if name in constants:
+            signature[name] = "constexpr"
+            continue
+        is_stride = re.fullmatch(r"T|B|H|.*_[tbhk]", name) and name not in ("grad_q", "grad_k")
+        signature[name] = (
+            "i32" if is_stride else f"*{dtype if name in INPUTS else 'i1' if name == 'starts' else 'fp32'}"
+        )
+        if not parameter.do_not_specialize:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(
+        fn=function,
+        signature=signature,
+        constexprs={name: x for name, x in constants.items() if name in signature},
+        attrs=attributes,
+    )
+    options = {"num_warps": chosen.num_warps, "num_stages": 1, "enable_fp_fusion": True}
+    os.environ.update(_triton.WITHOUT_WARP_GROUPS)
+    compiled = triton.compile(source, target=TARGETS[target], options=options)
+    return counted(compiled) | {"shared": compiled.metadata.shared}
+
+
+def counted(compiled: triton.compiler.CompiledKernel) -> dict[str, int]:
+    if "amdgcn" in compiled.asm:
+        found = dict(re.findall(r"\.(vgpr_count|private_segment_fixed_size):\s+(\d+)", compiled.asm["amdgcn"]))
+        return {"registers": int(found["vgpr_count"]), "stack": int(found["private_segment_fixed_size"])}
+    assert not re.search(r"wgmma\.mma|tcgen05\.mma", compiled.asm["ptx"]), "products by warp groups"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [str(NVIDIA / "cuobjdump"), "-res-usage", file.name]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", shown)
+    assert found is not None, shown
+    return {"registers": int(found[1]), "stack": int(found[2])}
+
+
+def table(rows: dict[str, dict[str, list[int]]]) -> str:
+    """Registers / stack / shared memory, one column per target."""
+    lines = [f"| kernel | {' | '.join(rows)} |", f"|---|{'---|' * len(rows)}"]
+    for name in next(iter(rows.values())):
+        cells = ("/".join(map(str, rows[target][name])) if name in rows[target] else "" for target in rows)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", choices=TARGETS, action="append", help="all if left out")
+    parser.add_argument("--smoke", action="store_true", help="one kernel, nothing is written")
+    arguments = parser.parse_args()
+    targets = arguments.target or list(TARGETS)
+    cases = [("step", 16, 16, "fp32", "delta", False)] if arguments.smoke else all_cases()
+    rows: dict[str, dict[str, list[int]]] = {}
+    with tempfile.TemporaryDirectory() as cache:
+        triton.knobs.cache.dir = cache  # nothing is taken from an earlier run
+        for target in targets:
+            began = time.perf_counter()
+            found = {describe(case): resources(case, target) for case in cases}
+            rows[target] = {name: [x[column] for column in COLUMNS] for name, x in found.items()}
+            print(f"{target}: {len(cases)} kernels in {time.perf_counter() - began:.0f} s", flush=True)
+    if arguments.smoke:
+        print(table(rows))
+        return
+    file = RESULTS / "fast_weight_kernels.json"
+    recorded = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    recorded.setdefault(triton.__version__, {}).update(rows)
+    recorded = {version: {target: x[target] for target in TARGETS if target in x} for version, x in recorded.items()}
+    file.write_text(one_line_per_kernel(recorded), encoding="utf-8")
+    text = ["# Resources of the Triton kernels\n\nRegisters of a thread / bytes of stack / bytes of shared memory.\n"]
+    text += [f"## Triton {version}\n\n{table(x)}\n" for version, x in sorted(recorded.items())]
+    file.with_suffix(".md").write_text("\n".join(text), encoding="utf-8")
+
+
+def one_line_per_kernel(recorded: dict[str, dict[str, dict[str, list[int]]]]) -> str:
+    text = json.dumps(recorded, indent=1, sort_keys=False)
+    return re.sub(r"\[\s*(\d+),\s*(\d+),\s*(\d+)\s*\]", r"[\1, \2, \3]", text) + "\n"
+
+
+if __name__ == "__main__":
+    main()

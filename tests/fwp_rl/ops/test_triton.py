@@ -1,0 +1,98 @@
+"""The Triton kernels without a GPU: interpreted for what they compute, compiled for what they take from a GPU.
+
+Each alone proves too little: the interpreter takes code that the compiler refuses, and knows no registers; the
+compiler cannot run what it makes. Both need processes of their own: Triton decides at import whether it interprets.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+RECORDED = ROOT / "benchmarks" / "results" / "fast_weight_kernels.json"
+LARGEST_SHARED = 64 * 1024
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="there is no Triton here")
+
+
+def interpret(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    environment.pop("FWP_RL_BACKEND", None)
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def interpret_tests(file: str, *options: str) -> str:
+    plain = ("-n", "0", "-q", "-p", "no:cacheprovider", "-W", "ignore:invalid value:RuntimeWarning")
+    done = interpret("-m", "pytest", str(HERE / file), *plain, *options)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
+    return done.stdout.strip().rpartition("\n")[2]
+
+
+def test_interpreted_kernels_are_the_reference() -> None:
+    """Red if a kernel computes something else than the reference, or a broken kernel is not told from a right one."""
+    interpret_tests("triton_interpreted.py")
+
+
+def test_interpreted_kernels_pass_the_tests_of_the_scan() -> None:
+    """Those of all backends: what the rule means, starts, strides, gradients of one input; the slow ones left out."""
+    slow = "70 or 31 or none or first or float32 or bounded or repeated or steps or inf or additive or delta-False"
+    interpret_tests("test_fast_weight_scan.py", "-k", f"triton and not ({slow})")
+
+
+COMPILE = """
+import torch
+from fwp_rl.ops import fast_weight_scan
+
+def scan(q, k, v, beta, state, log_decay):
+    return fast_weight_scan(q, k, v, beta, state, starts, log_decay=log_decay, backend="triton")
+
+starts = torch.tensor([[False, True], [True, False], [False, False]])
+shapes = (3, 2, 1, 5), (3, 2, 1, 5), (3, 2, 1, 7), (3, 2, 1), (2, 1, 5, 7), (3, 2, 1)
+leaves = [(-torch.rand(shape)).requires_grad_() for shape in shapes]
+found = []
+for function in (scan, torch.compile(scan, fullgraph=True, backend="aot_eager")):
+    y, state = function(*leaves)
+    found.append((y, state, *torch.autograd.grad(y.square().sum() + state.sum(), leaves)))
+assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+"""
+
+
+def test_it_compiles_into_one_graph() -> None:
+    """Red for a graph break in the choice of the backend, or an operator whose fake lies about its results."""
+    done = interpret("-c", COMPILE)
+    assert done.returncode == 0, done.stderr
+
+
+REPRESENTATIVE = [
+    ("forward", 64, 64, "fp32", "delta", True),
+    ("backward", 64, 64, "fp32", "delta", True),
+    ("forward", 32, 16, "fp32", "delta", True),
+    ("backward", 16, 16, "bf16", "additive", False),
+    ("step", 64, 64, "bf16", "delta", True),
+]
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_kernels_compile_within_their_budget(target: str, capsys, tmp_path, monkeypatch) -> None:
+    """Red if a kernel is refused by the compiler, spills, or takes more than it did when its table was written."""
+    import triton
+
+    from benchmarks.fast_weight_kernels import describe, resources
+
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    recorded = json.loads(RECORDED.read_text(encoding="utf-8")).get(triton.__version__, {}).get(target)
+    for case in REPRESENTATIVE:
+        found = resources(case, target)
+        assert found["shared"] <= LARGEST_SHARED, describe(case)
+        if recorded is not None:  # another version of Triton has another assembler
+            assert list(found.values()) == recorded[describe(case)], describe(case)
+    with capsys.disabled():
+        print(f" {len(REPRESENTATIVE)} kernels compiled for {target} ", end="")
