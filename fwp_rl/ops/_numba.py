@@ -84,9 +84,7 @@ def _dot(x, y, num_bytes, zero):
 
 
 @njit(nogil=True)
-def scan_forward(
-    b, h, zero, q, k, v, beta, decay, starts, initial, state, outputs, errors, scale, erase, gated, sizes
-):
+def scan_forward(b, h, zero, q, k, v, beta, decay, starts, initial, state, outputs, errors, scale, erase, gated, sizes):
     """All steps of one matrix, which lives in `state`; e = v - S'^T k goes to `errors`."""
     steps, _, _, K, V = sizes
     minus = constant(scale, -1)
@@ -105,17 +103,19 @@ def scan_forward(
         if is_set(at(starts, t, b, 0)):
             fill(target, K * row, zero)
             source, pending = target, False
-        if not pending:
-            k_before = k_t
+        changes = pending or gated  # else it is read only: half the time of a rollout's step
         kq = _dot(k_t, q_t, column, zero)
         for c in range(0, row, step):
             u = multiply(beta_before, load(zero, e_before + c)) if pending else zero
             recalled, read = zero, zero
             for i in range(K):
-                s = multiply_add(load(scale, k_before + i * size), u, load(zero, source + i * row + c))
+                s = load(zero, source + i * row + c)
+                if pending:
+                    s = multiply_add(load(scale, k_before + i * size), u, s)
                 if gated:
                     s = multiply(decay_t, s)
-                store(target + i * row + c, s)
+                if changes:
+                    store(target + i * row + c, s)
                 recalled = multiply_add(load(scale, k_t + i * size), s, recalled)
                 read = multiply_add(load(scale, q_t + i * size), s, read)
             e = load(zero, v_t + c)
@@ -123,11 +123,11 @@ def scan_forward(
                 e = multiply_add(minus, recalled, e)
             store(e_t + c, e)
             store(y_t + c, multiply(scale, multiply_add(kq, multiply(beta_t, e), read)))
-        source, pending = target, True
+        source, pending = (target if changes else source), True
     for c in range(0, row, step):
         u = multiply(beta_t, load(zero, e_t + c))
         for i in range(K):
-            s = multiply_add(load(scale, k_t + i * size), u, load(zero, target + i * row + c))
+            s = multiply_add(load(scale, k_t + i * size), u, load(zero, source + i * row + c))
             store(target + i * row + c, s)
 
 
@@ -388,7 +388,7 @@ def forward(
         error_rows = (error_rows[0], 0, *error_rows[2:])
     tensors = q, k, v, beta, decay, episode_starts, initial, final, outputs
     arguments = (*map(rows, tensors), error_rows, number(scale, v.dtype), rule == "delta", gated, sizes)
-    if work < SERIAL_BELOW and not save:
+    if work < SERIAL_BELOW:
         forward_kernel(tile_width(*sizes[-2:], v.dtype), False)(*arguments)
     else:
         with threads(work):
