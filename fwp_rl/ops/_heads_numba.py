@@ -1,8 +1,14 @@
-"""`fast_weight_heads` on the CPU: the kernels of `_unit_numba` and `_numba`, and one for the gates, in a row.
+"""`fast_weight_heads` on the CPU: all of it, forward or backward, in one compiled call.
+
+One program takes one head of one row of the batch through all steps: it scales keys and queries and opens the gates,
+scans, and normalises what was read, each of them a loop over time in the cache that the one before left warm. At a
+single step, in a rollout, everything else (tensors, strides, calls) costs more than the arithmetic; so it is little.
 
 Values are read where the projection left them, and gradients are written where its backward will look for them.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch  # before numba: the first to load OpenMP decides which copy both use
@@ -11,44 +17,199 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 import numpy as np  # isort: skip
-from numba import njit  # isort: skip
-from fwp_rl.ops import _numba  # isort: skip
-from fwp_rl.ops._numba import empty, number  # isort: skip
-from fwp_rl.ops._simd import constant, load, size_of, store  # isort: skip
-from fwp_rl.ops._unit_numba import scale_backward, scale_forward  # isort: skip
+from numba import njit, prange  # isort: skip
+from fwp_rl.ops._numba import (  # isort: skip
+    SERIAL_BELOW,
+    empty,
+    fill,
+    number,
+    rows,
+    scan_forward,
+    sweep_forward,
+    sweep_in_reverse,
+    threads,
+    tile_width,
+)
+from fwp_rl.ops._simd import at, constant, load, size_of, store, zeros  # isort: skip
+from fwp_rl.ops._unit_numba import scale_vector, scale_vector_backward  # isort: skip
 from fwp_rl.ops.fast_weight_heads import READ_EPSILON, UNIT_EPSILON  # isort: skip
 
-# `logits`, `dlogits`: addresses of the strengths, with the decays behind them, and the stride of rows in bytes.
-# `largest` carries the type of numbers.
+GATES = 8
+"""Numbers of a record that are no vectors; five are used, the others keep vectors aligned."""
 
 
-@njit(cache=True, nogil=True)
-def _gates(logits, stride, beta, decay, rows, heads, gated, largest):
+# ------------------------------------------------------------------------------------------------------- kernels
+#
+# Tensors are dense and reach a kernel as addresses, `starts` as in `_numba`, which is where the sweeps are. `largest`
+# carries the type of numbers.
+
+
+@njit(forceinline=True)
+def _columns(rows, first, each, sizes, gated, size):
+    """What a head finds in rows `[T, B, P]` of a projection, or of its gradient: `each` columns, from `first` on."""
+    _, batch, heads, K, V = sizes
+    row = heads * (2 * K + V + 1 + gated) * size
+    return rows + first * size, batch * row, row, each * size
+
+
+@njit(forceinline=True)
+def _projection(rows, sizes, gated, size):
+    """Queries, keys, values, and the logits of strength and decay."""
+    _, _, heads, K, V = sizes
+    values, gates = 2 * heads * K, heads * (2 * K + V)
+    return (
+        _columns(rows, 0, K, sizes, gated, size),
+        _columns(rows, heads * K, K, sizes, gated, size),
+        _columns(rows, values, V, sizes, gated, size),
+        _columns(rows, gates, 1, sizes, gated, size),
+        _columns(rows, gates + heads, 1, sizes, gated, size),
+    )
+
+
+@njit(forceinline=True)
+def _field(records, first, sizes, size):
+    """What is in all records at `first`. A head's records of all steps lie side by side."""
+    steps, _, heads, K, V = sizes
+    record = (2 * (K + V) + GATES) * size
+    return records + first * size, record, heads * steps * record, steps * record
+
+
+@njit(forceinline=True)
+def _fields(records, sizes, size):
+    """What is kept of each step: unit queries and keys, outputs, errors, strength, decay, and the scales of three."""
+    _, _, _, K, V = sizes
+    outputs, gates = 2 * K, 2 * (K + V)
+    return (
+        _field(records, 0, sizes, size),
+        _field(records, K, sizes, size),
+        _field(records, outputs, sizes, size),
+        _field(records, outputs + V, sizes, size),
+        _field(records, gates, sizes, size),
+        _field(records, gates + 1, sizes, size),
+        _field(records, gates + 2, sizes, size),
+        _field(records, gates + 3, sizes, size),
+        _field(records, gates + 4, sizes, size),
+    )
+
+
+@njit(forceinline=True)
+def _heads(rows, width, sizes, size):
+    """Rows `[T, B, H * width]`."""
+    _, batch, heads, _, _ = sizes
+    return rows, batch * heads * width * size, heads * width * size, width * size
+
+
+@njit(forceinline=True)
+def _matrices(states, sizes, size):
+    """States `[B, H, K, V]`."""
+    _, _, heads, K, V = sizes
+    return states, heads * K * V * size, K * V * size, 0
+
+
+@njit(nogil=True)
+def _head_forward(b, h, zero, projected, records, y, initial, final, starts, largest, erase, gated, sizes):
+    steps, _, _, K, V = sizes
     size, one = size_of(largest), constant(largest, 1)
-    for row in range(rows):
-        for head in range(heads):
-            source = logits + row * stride + head * size
-            store(beta, largest / (one + np.exp(-load(largest, source))))
-            beta += size
-            if gated:  # exp(-softplus(d)) = sigmoid(-d)
-                store(decay, one / (one + np.exp(load(largest, source + heads * size))))
-                decay += size
+    unit_epsilon, read_epsilon = constant(largest, UNIT_EPSILON), constant(largest, READ_EPSILON * V)
+    q, k, v, strength_logit, decay_logit = _projection(projected, sizes, gated, size)
+    unit_q, unit_k, outputs, errors, beta, decay, q_scale, k_scale, y_scale = _fields(records, sizes, size)
+    for t in range(steps):
+        scale = scale_vector(at(q, t, b, h), at(unit_q, t, b, h), K, unit_epsilon, one)
+        store(at(q_scale, t, b, h), scale)
+        scale = scale_vector(at(k, t, b, h), at(unit_k, t, b, h), K, unit_epsilon, one)
+        store(at(k_scale, t, b, h), scale)
+        store(at(beta, t, b, h), largest / (one + np.exp(-load(largest, at(strength_logit, t, b, h)))))
+        if gated:  # exp(-softplus(d)) = sigmoid(-d)
+            store(at(decay, t, b, h), one / (one + np.exp(load(largest, at(decay_logit, t, b, h)))))
+    scan_forward(
+        b, h, zero, unit_q, unit_k, v, beta, decay, starts, _matrices(initial, sizes, size),
+        _matrices(final, sizes, size), outputs, errors, one, erase, gated, sizes,
+    )  # fmt: skip
+    length, y = constant(largest, np.sqrt(V)), _heads(y, V, sizes, size)
+    for t in range(steps):
+        scale = scale_vector(at(outputs, t, b, h), at(y, t, b, h), V, read_epsilon, length)
+        store(at(y_scale, t, b, h), scale)
 
 
-@njit(cache=True, nogil=True)
-def _gates_backward(logits, stride, beta, dbeta, ddecay, dlogits, dstride, rows, heads, gated, largest):
+@njit(nogil=True)
+def _head_backward(
+    b, h, zero, narrow, scratch, projected, records, y, initial, final, starts, dy, dfinal, dprojected, dstate,
+    largest, erase, gated, sizes,
+):  # fmt: skip
+    """Every gradient is first written to the place of its logit or vector, then scaled there."""
+    steps, _, _, K, V = sizes
     size, one = size_of(largest), constant(largest, 1)
-    for row in range(rows):
-        for head in range(heads):
-            target = dlogits + row * dstride + head * size
-            strength = load(largest, beta)
-            store(target, load(largest, dbeta) * strength * (one - strength / largest))
-            beta += size
-            dbeta += size
-            if gated:  # Not 1 - decay: that cancels where memory is long.
-                logit = load(largest, logits + row * stride + (head + heads) * size)
-                store(target + heads * size, -load(largest, ddecay) / (one + np.exp(-logit)))
-                ddecay += size
+    _, _, v, _, decay_logit = _projection(projected, sizes, gated, size)
+    dq, dk, dv, dstrength, ddecay = _projection(dprojected, sizes, gated, size)
+    unit_q, unit_k, outputs, errors, beta, decay, q_scale, k_scale, y_scale = _fields(records, sizes, size)
+    initial, dstate = _matrices(initial, sizes, size), _matrices(dstate, sizes, size)
+    final, dfinal = _matrices(final, sizes, size), _matrices(dfinal, sizes, size)
+    matrix, partials = scratch, scratch + K * V * size
+    doutputs = partials + K * size_of(narrow), V * size, 0, 0
+    if dy == 0:
+        fill(doutputs[0], steps * V * size, zero)
+    else:
+        length, y, dy = constant(largest, np.sqrt(V)), _heads(y, V, sizes, size), _heads(dy, V, sizes, size)
+        for t in range(steps):
+            scale = load(largest, at(y_scale, t, b, h))
+            scale_vector_backward(at(y, t, b, h), scale, at(dy, t, b, h), at(doutputs, t, b, h), V, length)
+    sweep_in_reverse(
+        b, h, zero, narrow, partials, unit_q, unit_k, v, beta, decay, starts, outputs, errors, doutputs,
+        final, dfinal, dk, dv, dstrength, ddecay, dstate, one, erase, gated, sizes,
+    )  # fmt: skip
+    sweep_forward(
+        b, h, zero, matrix, unit_k, beta, decay, starts, initial, errors, doutputs, dq, dk, dv,
+        one, erase, gated, sizes,
+    )  # fmt: skip
+    for t in range(steps):
+        at_q, at_k, at_strength = at(dq, t, b, h), at(dk, t, b, h), at(dstrength, t, b, h)
+        scale_vector_backward(at(unit_q, t, b, h), load(largest, at(q_scale, t, b, h)), at_q, at_q, K, one)
+        scale_vector_backward(at(unit_k, t, b, h), load(largest, at(k_scale, t, b, h)), at_k, at_k, K, one)
+        strength = load(largest, at(beta, t, b, h))
+        store(at_strength, load(largest, at_strength) * strength * (one - strength / largest))
+        if gated:  # Not 1 - decay: that cancels where memory is long.
+            at_decay, logit = at(ddecay, t, b, h), load(largest, at(decay_logit, t, b, h))
+            store(at_decay, -load(largest, at_decay) / (one + np.exp(-logit)))
+
+
+@functools.cache
+def _forward_kernel(WIDTH: int, PARALLEL: bool) -> Callable:
+    """In tiles of WIDTH columns."""
+
+    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    def forward(projected, records, y, initial, final, starts, largest, erase, gated, sizes):
+        heads = sizes[2]
+        for program in prange(sizes[1] * heads):
+            b = program // heads
+            h = program - b * heads
+            _head_forward(
+                b, h, zeros(largest, WIDTH), projected, records, y, initial, final, starts, largest, erase, gated, sizes
+            )
+        return PARALLEL  # the cache tells kernels apart by what they close over
+
+    return forward
+
+
+@functools.cache
+def _backward_kernel(WIDTH: int, LANES: int) -> Callable:
+    @njit(parallel=True, cache=True, nogil=True)
+    def backward(
+        projected, records, y, initial, final, starts, dy, dfinal, dprojected, dstate, largest, erase, gated, sizes
+    ):
+        steps, _, heads, K, V = sizes
+        for program in prange(sizes[1] * heads):
+            b = program // heads
+            h = program - b * heads
+            scratch = np.empty((K * (V + LANES) + steps * V) * size_of(largest), np.uint8)
+            _head_backward(
+                b, h, zeros(largest, WIDTH), zeros(largest, LANES), np.int64(scratch.ctypes.data), projected, records,
+                y, initial, final, starts, dy, dfinal, dprojected, dstate, largest, erase, gated, sizes,
+            )  # fmt: skip
+
+    return backward
+
+
+# ------------------------------------------------------------------------------------------------------ from torch
 
 
 def heads(
@@ -60,39 +221,35 @@ def heads(
     largest_strength: float,
 ) -> tuple[Float[Tensor, "T B Y"], Float[Tensor, "B H K V"]]:
     """See `fast_weight_heads`; both tensors of one dtype, K and V multiples of 16, T at least 1."""
-    projected = projected.contiguous()
+    projected, state = projected.contiguous(), state.contiguous()
     if torch.is_grad_enabled() and (projected.requires_grad or state.requires_grad):
         y, final = _FastWeightHeads.apply(projected, state, episode_starts, rule, gated, largest_strength)
-        return y, final
-    y, final, *_ = _forward(projected, state, episode_starts, rule, gated, largest_strength, save=False)
+    else:
+        y, final, _ = _forward(projected, state, episode_starts, rule, gated, largest_strength)
     return y, final
 
 
 def _forward(
-    projected: Tensor, state: Tensor, starts: Tensor, rule: str, gated: bool, largest: float, *, save: bool
-) -> tuple[Tensor, ...]:
-    """y, final state, and what the backward needs."""
-    time, batch, width = projected.shape
+    projected: Tensor, state: Tensor, starts: Tensor, rule: str, gated: bool, largest: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, final state, and the records, which the backward needs."""
+    time, batch, _ = projected.shape
     _, n_heads, K, V = state.shape
-    dtype, rows, stride = projected.dtype, time * batch, width * projected.element_size()
-    units = empty((time, batch, 2 * n_heads, K), dtype)
-    scales, beta = empty((rows, 2 * n_heads), dtype), empty((time, batch, n_heads), dtype)
-    decay = empty(beta.shape, dtype) if gated else beta
-    v, logits = _values(projected, n_heads, K, V)
-    scale_forward(
-        projected.data_ptr(), stride, units.data_ptr(), scales.data_ptr(), rows, 2 * n_heads, K,
-        number(UNIT_EPSILON, dtype), number(1.0, dtype),
+    dtype = projected.dtype
+    y, final = empty((time, batch, n_heads * V), dtype), empty(state.shape, dtype)
+    records = empty((batch * n_heads * time * (2 * (K + V) + GATES),), dtype)
+    sizes = time, batch, n_heads, K, V
+    arguments = (
+        projected.data_ptr(), records.data_ptr(), y.data_ptr(), state.data_ptr(), final.data_ptr(), rows(starts),
+        number(largest, dtype), rule == "delta", gated, sizes,
     )  # fmt: skip
-    _gates(logits, stride, beta.data_ptr(), decay.data_ptr(), rows, n_heads, gated, number(largest, dtype))
-    outputs, final, errors = _numba.forward(
-        units[:, :, :n_heads], units[:, :, n_heads:], v, beta, decay, state, starts, rule, gated, 1.0, save=save
-    )
-    y, y_scales = empty((time, batch, n_heads * V), dtype), empty((rows, n_heads), dtype)
-    scale_forward(
-        outputs.data_ptr(), n_heads * V * outputs.element_size(), y.data_ptr(), y_scales.data_ptr(), rows, n_heads, V,
-        number(READ_EPSILON * V, dtype), number(V**0.5, dtype),
-    )  # fmt: skip
-    return y, final, units, scales, beta, decay, outputs, errors, y_scales
+    work = time * batch * n_heads * K * V
+    if work < SERIAL_BELOW:
+        _forward_kernel(tile_width(K, V, dtype), False)(*arguments)
+    else:
+        with threads(work):
+            _forward_kernel(tile_width(K, V, dtype), True)(*arguments)
+    return y, final, records
 
 
 class _FastWeightHeads(torch.autograd.Function):
@@ -100,8 +257,8 @@ class _FastWeightHeads(torch.autograd.Function):
     def forward(
         ctx: Any, projected: Tensor, state: Tensor, starts: Tensor, rule: str, gated: bool, largest: float
     ) -> tuple[Tensor, Tensor]:
-        y, final, *intermediate = _forward(projected, state, starts, rule, gated, largest, save=True)
-        ctx.save_for_backward(projected, state, starts, y, final, *intermediate)
+        y, final, records = _forward(projected, state, starts, rule, gated, largest)
+        ctx.save_for_backward(projected, state, starts, y, final, records)
         ctx.options = rule, gated, largest
         ctx.set_materialize_grads(False)
         return y, final
@@ -109,43 +266,20 @@ class _FastWeightHeads(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor, Tensor, None, None, None, None]:
-        projected, state, starts, y, final, units, scales, beta, decay, outputs, errors, y_scales = ctx.saved_tensors
+        projected, state, starts, y, final, records = ctx.saved_tensors
         rule, gated, largest = ctx.options
-        time, batch, width = projected.shape
+        time, batch, _ = projected.shape
         _, n_heads, K, V = state.shape
-        dtype, rows, size = projected.dtype, time * batch, projected.element_size()
-        doutputs = empty(outputs.shape, dtype)
-        if dy is None:
-            doutputs.zero_()
-        else:
-            dy = dy.contiguous()
-            scale_backward(
-                y.data_ptr(), y_scales.data_ptr(), dy.data_ptr(), n_heads * V * size,
-                doutputs.data_ptr(), n_heads * V * size, rows, n_heads, V, number(V**0.5, dtype),
+        dtype = projected.dtype
+        dprojected, dstate = empty(projected.shape, dtype), empty(state.shape, dtype)
+        dy, dfinal = (None if x is None else x.contiguous() for x in (dy, dfinal))
+        addresses = [
+            0 if x is None else x.data_ptr()
+            for x in (projected, records, y, state, final, dy, dfinal, dprojected, dstate)
+        ]
+        with threads(3 * time * batch * n_heads * K * V):
+            _backward_kernel(tile_width(K, V, dtype), 32 // projected.element_size())(
+                *addresses[:5], rows(starts), *addresses[5:], number(largest, dtype), rule == "delta", gated,
+                (time, batch, n_heads, K, V),
             )  # fmt: skip
-        dprojected, dunits, dbeta = (empty(x.shape, dtype) for x in (projected, units, beta))
-        ddecay = empty(beta.shape, dtype) if gated else None
-        v, logits = _values(projected, n_heads, K, V)
-        dv, dlogits = _values(dprojected, n_heads, K, V)
-        dstate = _numba.backward(
-            units[:, :, :n_heads], units[:, :, n_heads:], v, beta, decay, state, starts, outputs, final, errors,
-            doutputs, dfinal, dunits[:, :, :n_heads], dunits[:, :, n_heads:], dv, dbeta, ddecay, rule, gated, 1.0,
-        )  # fmt: skip
-        scale_backward(
-            units.data_ptr(), scales.data_ptr(), dunits.data_ptr(), 2 * n_heads * K * size,
-            dprojected.data_ptr(), width * size, rows, 2 * n_heads, K, number(1.0, dtype),
-        )  # fmt: skip
-        _gates_backward(
-            logits, width * size, beta.data_ptr(), dbeta.data_ptr(), (ddecay if gated else dbeta).data_ptr(),
-            dlogits, width * size, rows, n_heads, gated, number(largest, dtype),
-        )  # fmt: skip
         return dprojected, dstate, None, None, None, None
-
-
-def _values(projected: Tensor, n_heads: int, K: int, V: int) -> tuple[Tensor, int]:
-    """The values `[T, B, H, V]` within a dense projection, and the address of the logits behind them."""
-    first = 2 * n_heads * K
-    time, batch, width = projected.shape
-    offset = projected.storage_offset() + first
-    values = projected.as_strided((time, batch, n_heads, V), (batch * width, width, V, 1), offset)
-    return values, projected.data_ptr() + (first + n_heads * V) * projected.element_size()

@@ -69,7 +69,7 @@ def _prefetch_rows(x, y, z, t, b, h, num_bytes):
 
 
 @njit(forceinline=True)
-def _fill(address, num_bytes, zero):
+def fill(address, num_bytes, zero):
     step = size_of(zero)
     for i in range(0, num_bytes, step):
         store(address + i, zero)
@@ -84,9 +84,7 @@ def _dot(x, y, num_bytes, zero):
 
 
 @njit(nogil=True)
-def _scan_forward(
-    b, h, zero, q, k, v, beta, decay, starts, initial, state, outputs, errors, scale, erase, gated, sizes
-):
+def scan_forward(b, h, zero, q, k, v, beta, decay, starts, initial, state, outputs, errors, scale, erase, gated, sizes):
     """All steps of one matrix, which lives in `state`; e = v - S'^T k goes to `errors`."""
     steps, _, _, K, V = sizes
     minus = constant(scale, -1)
@@ -103,19 +101,21 @@ def _scan_forward(
         _prefetch_rows(q, k, k, t + AHEAD, b, h, column)
         _prefetch_rows(v, outputs, errors, t + AHEAD, b, h, row)
         if is_set(at(starts, t, b, 0)):
-            _fill(target, K * row, zero)
+            fill(target, K * row, zero)
             source, pending = target, False
-        if not pending:
-            k_before = k_t
+        changes = pending or gated  # else it is read only: half the time of a rollout's step
         kq = _dot(k_t, q_t, column, zero)
         for c in range(0, row, step):
             u = multiply(beta_before, load(zero, e_before + c)) if pending else zero
             recalled, read = zero, zero
             for i in range(K):
-                s = multiply_add(load(scale, k_before + i * size), u, load(zero, source + i * row + c))
+                s = load(zero, source + i * row + c)
+                if pending:
+                    s = multiply_add(load(scale, k_before + i * size), u, s)
                 if gated:
                     s = multiply(decay_t, s)
-                store(target + i * row + c, s)
+                if changes:
+                    store(target + i * row + c, s)
                 recalled = multiply_add(load(scale, k_t + i * size), s, recalled)
                 read = multiply_add(load(scale, q_t + i * size), s, read)
             e = load(zero, v_t + c)
@@ -123,18 +123,18 @@ def _scan_forward(
                 e = multiply_add(minus, recalled, e)
             store(e_t + c, e)
             store(y_t + c, multiply(scale, multiply_add(kq, multiply(beta_t, e), read)))
-        source, pending = target, True
+        source, pending = (target if changes else source), True
     for c in range(0, row, step):
         u = multiply(beta_t, load(zero, e_t + c))
         for i in range(K):
-            s = multiply_add(load(scale, k_t + i * size), u, load(zero, target + i * row + c))
+            s = multiply_add(load(scale, k_t + i * size), u, load(zero, source + i * row + c))
             store(target + i * row + c, s)
 
 
 @njit(nogil=True)
-def _sweep_in_reverse(
-    b, h, zero, narrow, partials, q, k, v, beta, decay, starts, outputs, errors, doutputs, inner, dk, dv, dbeta,
-    ddecay, dstate, scale, erase, gated, sizes,
+def sweep_in_reverse(
+    b, h, zero, narrow, partials, q, k, v, beta, decay, starts, outputs, errors, doutputs, final, dfinal, dk, dv,
+    dbeta, ddecay, dstate, scale, erase, gated, sizes,
 ):  # fmt: skip
     """dS, which lives in `dstate`; all of dv and dbeta; of dk the part dS u.
 
@@ -148,8 +148,14 @@ def _sweep_in_reverse(
     size, step, lanes = size_of(scale), size_of(zero), size_of(narrow)
     row, column = V * size, K * size
     gradient = at(dstate, b, h, 0)
-    _fill(partials, K * lanes, narrow)
-    inner_t = load(scale, at(inner, b, h, 0))
+    fill(partials, K * lanes, narrow)
+    inner = one - one
+    if dfinal[0] == 0:
+        fill(gradient, K * row, zero)
+    else:
+        for i in range(0, K * row, step):
+            store(gradient + i, load(zero, at(dfinal, b, h, 0) + i))
+        inner = _dot(gradient, at(final, b, h, 0), K * row, zero)
     k_t, dv_t, decay_t = at(k, steps - 1, b, h), at(dv, steps - 1, b, h), one
     pending = False
     for t in range(steps - 1, -1, -1):
@@ -183,15 +189,15 @@ def _sweep_in_reverse(
         store(at(dbeta, t, b, h), total(strength))
         for i in range(0, K * lanes, lanes * (lanes // size)):
             store(dk_t + i // (lanes // size), totals(narrow, partials + i))
-        _fill(partials, K * lanes, narrow)
+        fill(partials, K * lanes, narrow)
         start = is_set(at(starts, t, b, 0))
         if gated:
-            inner_t += _dot(at(outputs, t, b, h), dy_t, row, zero) - _dot(at(v, t, b, h), dv_t, row, zero)
+            inner += _dot(at(outputs, t, b, h), dy_t, row, zero) - _dot(at(v, t, b, h), dv_t, row, zero)
             if start:
-                inner_t = one - one
-            store(at(ddecay, t, b, h), inner_t)
+                inner = one - one
+            store(at(ddecay, t, b, h), inner)
         if start:
-            _fill(gradient, K * row, zero)
+            fill(gradient, K * row, zero)
         pending = not start
     if pending:
         for c in range(0, row, step):
@@ -204,7 +210,7 @@ def _sweep_in_reverse(
 
 
 @njit(nogil=True)
-def _sweep_forward(
+def sweep_forward(
     b, h, zero, matrix, k, beta, decay, starts, initial, errors, doutputs, dq, dk, dv, scale, erase, gated, sizes
 ):
     """All of dq = scale S dy, and of dk the part -S' dv; S^T, whose rows are columns of S, lives in `matrix`."""
@@ -225,7 +231,7 @@ def _sweep_forward(
         _prefetch_rows(k, dk, dq, t + AHEAD, b, h, column)
         _prefetch_rows(doutputs, errors, dv, t + AHEAD, b, h, row)
         if is_set(at(starts, t, b, 0)):
-            _fill(matrix, V * column, zero)
+            fill(matrix, V * column, zero)
             pending = False
         if not pending:
             e_before = e_t
@@ -256,7 +262,7 @@ def forward_kernel(WIDTH: int, PARALLEL: bool) -> Callable:
         for program in prange(sizes[1] * heads):
             b = program // heads
             h = program - b * heads
-            _scan_forward(
+            scan_forward(
                 b, h, zeros(scale, WIDTH), q, k, v, beta, decay, starts, initial, state, outputs, errors,
                 scale, erase, gated, sizes,
             )  # fmt: skip
@@ -267,12 +273,12 @@ def forward_kernel(WIDTH: int, PARALLEL: bool) -> Callable:
 
 @functools.cache
 def backward_kernel(WIDTH: int, LANES: int) -> Callable:
-    """The gradients; `dstate` holds that of the final state and becomes that of the initial one."""
+    """The gradients; `dfinal` may be without address: nobody used the final state."""
 
     @njit(parallel=True, cache=True, nogil=True)
     def backward(
-        q, k, v, beta, decay, starts, initial, outputs, errors, doutputs, inner, dq, dk, dv, dbeta, ddecay, dstate,
-        scale, erase, gated, sizes,
+        q, k, v, beta, decay, starts, initial, outputs, errors, doutputs, final, dfinal, dq, dk, dv, dbeta, ddecay,
+        dstate, scale, erase, gated, sizes,
     ):  # fmt: skip
         heads, K, V = sizes[2:]
         for program in prange(sizes[1] * heads):
@@ -282,11 +288,11 @@ def backward_kernel(WIDTH: int, LANES: int) -> Callable:
             scratch = np.empty(K * (V + LANES) * size_of(scale), np.uint8)
             matrix = np.int64(scratch.ctypes.data)
             partials = matrix + K * V * size_of(scale)
-            _sweep_in_reverse(
-                b, h, zero, narrow, partials, q, k, v, beta, decay, starts, outputs, errors, doutputs, inner,
-                dk, dv, dbeta, ddecay, dstate, scale, erase, gated, sizes,
+            sweep_in_reverse(
+                b, h, zero, narrow, partials, q, k, v, beta, decay, starts, outputs, errors, doutputs, final,
+                dfinal, dk, dv, dbeta, ddecay, dstate, scale, erase, gated, sizes,
             )  # fmt: skip
-            _sweep_forward(
+            sweep_forward(
                 b, h, zero, matrix, k, beta, decay, starts, initial, errors, doutputs, dq, dk, dv,
                 scale, erase, gated, sizes,
             )  # fmt: skip
@@ -377,16 +383,16 @@ def forward(
     errors = empty(v.shape if save else (1, *v.shape[1:]), v.dtype)
     initial = state.contiguous()
     final = torch.empty_like(initial)
-    error_rows = _rows(errors)
+    error_rows = rows(errors)
     if not save:  # nobody will look at them again: all steps share the memory of one
         error_rows = (error_rows[0], 0, *error_rows[2:])
     tensors = q, k, v, beta, decay, episode_starts, initial, final, outputs
-    arguments = (*map(_rows, tensors), error_rows, number(scale, v.dtype), rule == "delta", gated, sizes)
-    if work < SERIAL_BELOW and not save:
-        forward_kernel(_width(sizes, v.dtype), False)(*arguments)
+    arguments = (*map(rows, tensors), error_rows, number(scale, v.dtype), rule == "delta", gated, sizes)
+    if work < SERIAL_BELOW:
+        forward_kernel(tile_width(*sizes[-2:], v.dtype), False)(*arguments)
     else:
-        with _threads(work):
-            forward_kernel(_width(sizes, v.dtype), True)(*arguments)
+        with threads(work):
+            forward_kernel(tile_width(*sizes[-2:], v.dtype), True)(*arguments)
     return outputs, final, errors
 
 
@@ -413,16 +419,14 @@ def backward(
     scale: float,
 ) -> Tensor:
     """Fills dq to dlog_decay, whose last axes are dense, and returns the gradient of the initial state."""
-    dstate = torch.zeros(state.shape, dtype=state.dtype)
-    if dfinal is not None:
-        dstate.copy_(dfinal)
-    inner = (dstate * final).sum((-1, -2))
+    dstate = empty(state.shape, state.dtype)
     sizes = *q.shape, v.shape[-1]
-    tensors = [q, k, v, beta, decay, episode_starts, state.contiguous(), outputs, errors, doutputs, inner]
+    tensors = [q, k, v, beta, decay, episode_starts, state.contiguous(), outputs, errors, doutputs, final]
+    tensors += [None if dfinal is None else dfinal.contiguous()]
     tensors += [dq, dk, dv, dbeta, dbeta if dlog_decay is None else dlog_decay, dstate]
-    with _threads(3 * q.numel() * v.shape[-1]):
-        backward_kernel(_width(sizes, q.dtype), 32 // q.element_size())(
-            *map(_rows, tensors), number(scale, q.dtype), rule == "delta", gated, sizes
+    with threads(3 * q.numel() * v.shape[-1]):
+        backward_kernel(tile_width(*sizes[-2:], q.dtype), 32 // q.element_size())(
+            *map(rows, tensors), number(scale, q.dtype), rule == "delta", gated, sizes
         )
     return dstate
 
@@ -437,9 +441,8 @@ def number(value: float, dtype: torch.dtype) -> np.floating:
     return np.float32(value) if dtype == torch.float32 else np.float64(value)
 
 
-def _width(sizes: tuple[int, ...], dtype: torch.dtype) -> int:
+def tile_width(K: int, V: int, dtype: torch.dtype) -> int:
     """Columns of a tile: four registers of AVX2, if the matrix has as many."""
-    K, V = sizes[-2:]
     return 32 if K % 32 == 0 and V % 32 == 0 and dtype == torch.float32 else 16
 
 
@@ -447,14 +450,16 @@ def _dense(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _rows(x: Tensor) -> tuple[int, int, int, int]:
-    """Address and the first three strides in bytes."""
+def rows(x: Tensor | None) -> tuple[int, int, int, int]:
+    """Address and the first three strides in bytes; no tensor is at 0."""
+    if x is None:
+        return 0, 0, 0, 0
     size, strides = x.element_size(), x.stride()
     return x.data_ptr(), strides[0] * size, strides[1] * size, strides[2] * size if len(strides) > 2 else 0
 
 
 @contextlib.contextmanager
-def _threads(work: int) -> Iterator[None]:
+def threads(work: int) -> Iterator[None]:
     """As many threads as torch uses now, one for little work."""
     available = numba.get_num_threads()
     numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS) if work >= SERIAL_BELOW else 1)

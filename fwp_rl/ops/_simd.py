@@ -124,12 +124,12 @@ def total(typing, tile):
     return tile.dtype(tile), generate
 
 
-@intrinsic(prefer_literal=True)
+@intrinsic
 def constant(typing, like, value):
     """`value` in the type of `like`."""
 
     def generate(context, builder, signature, args):
-        return ir.Constant(context.get_value_type(like), value.literal_value)
+        return context.cast(builder, args[1], value, like)
 
     return like(like, value), generate
 

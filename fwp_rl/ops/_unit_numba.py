@@ -33,39 +33,51 @@ def _dot(x, y, size, like):
     return result
 
 
-@njit(cache=True, nogil=True)
-def scale_forward(x, x_stride, y, scales, rows, groups, size, epsilon, length):
+@njit(nogil=True)
+def scale_vector(source, target, size, epsilon, length):
+    """Write y = length s x; returns s."""
     number, tile, one = size_of(length), zeros(length, WIDTH), constant(length, 1)
     whole = size - size % WIDTH
+    scale = one / np.sqrt(_dot(source, source, size, length) + epsilon)
+    factor = scale * length
+    for i in range(0, whole * number, WIDTH * number):
+        store(target + i, multiply(factor, load(tile, source + i)))
+    for i in range(whole * number, size * number, number):
+        store(target + i, factor * load(length, source + i))
+    return scale
+
+
+@njit(nogil=True)
+def scale_vector_backward(y, scale, grad, target, size, length):
+    """Write the gradient of x; `target` may be `grad`."""
+    number, tile, one = size_of(length), zeros(length, WIDTH), constant(length, 1)
+    whole = size - size % WIDTH
+    along = -scale * _dot(grad, y, size, length) * (one / length)
+    across = scale * length
+    for i in range(0, whole * number, WIDTH * number):
+        store(target + i, multiply_add(along, load(tile, y + i), multiply(across, load(tile, grad + i))))
+    for i in range(whole * number, size * number, number):
+        store(target + i, along * load(length, y + i) + across * load(length, grad + i))
+
+
+@njit(cache=True, nogil=True)
+def _scale_forward(x, x_stride, y, scales, rows, groups, size, epsilon, length):
+    number = size_of(length)
     for row in range(rows):
         for group in range(groups):
-            source = x + row * x_stride + group * size * number
-            scale = one / np.sqrt(_dot(source, source, size, length) + epsilon)
-            store(scales, scale)
-            factor = scale * length
-            for i in range(0, whole * number, WIDTH * number):
-                store(y + i, multiply(factor, load(tile, source + i)))
-            for i in range(whole * number, size * number, number):
-                store(y + i, factor * load(length, source + i))
+            store(scales, scale_vector(x + row * x_stride + group * size * number, y, size, epsilon, length))
             y += size * number
             scales += number
 
 
 @njit(cache=True, nogil=True)
-def scale_backward(y, scales, grad, grad_stride, dx, dx_stride, rows, groups, size, length):
-    number, tile, one = size_of(length), zeros(length, WIDTH), constant(length, 1)
-    whole = size - size % WIDTH
+def _scale_backward(y, scales, grad, grad_stride, dx, dx_stride, rows, groups, size, length):
+    number = size_of(length)
     for row in range(rows):
         for group in range(groups):
-            source = grad + row * grad_stride + group * size * number
-            target = dx + row * dx_stride + group * size * number
-            scale = load(length, scales)
-            along = -scale * _dot(source, y, size, length) * (one / length)
-            across = scale * length
-            for i in range(0, whole * number, WIDTH * number):
-                store(target + i, multiply_add(along, load(tile, y + i), multiply(across, load(tile, source + i))))
-            for i in range(whole * number, size * number, number):
-                store(target + i, along * load(length, y + i) + across * load(length, source + i))
+            vector = group * size * number
+            source, target = grad + row * grad_stride + vector, dx + row * dx_stride + vector
+            scale_vector_backward(y, load(length, scales), source, target, size, length)
             y += size * number
             scales += number
 
@@ -84,7 +96,7 @@ def _forward(x: Tensor, size: int, epsilon: float, length: float) -> tuple[Tenso
     y = torch.empty(x.shape, dtype=x.dtype)
     scales = torch.empty(rows, groups, dtype=x.dtype)
     number = np.float32 if x.dtype == torch.float32 else np.float64
-    scale_forward(
+    _scale_forward(
         x.data_ptr(), stride, y.data_ptr(), scales.data_ptr(), rows, groups, size, number(epsilon), number(length)
     )
     return y, scales
@@ -106,7 +118,7 @@ class _Unit(torch.autograd.Function):
         dx = torch.empty(y.shape, dtype=y.dtype)
         rows, groups = scales.shape
         number = np.float32 if y.dtype == torch.float32 else np.float64
-        scale_backward(
+        _scale_backward(
             y.data_ptr(), scales.data_ptr(), grad.data_ptr(), stride, dx.data_ptr(), y.shape[-1] * y.element_size(),
             rows, groups, y.shape[-1] // groups, number(ctx.length),
         )  # fmt: skip
