@@ -74,6 +74,7 @@ class FastWeightBlock(nn.Module):
             gates = slice(2 * keys + values, None)
             nn.init.orthogonal_(self.project.weight[gates], gain=0.1)
             self.project.bias[gates] = gate_biases.flatten()
+        self.skip = nn.Parameter(present_values(c.n_heads))
         # Small, not zero: else the memory would get no gradient in the first update.
         self.readout = linear(values, c.width, gain=0.5, bias=False)
         self.feed_forward_norm = nn.LayerNorm(c.width)
@@ -103,6 +104,7 @@ class FastWeightBlock(nn.Module):
                 return step[0][None], step[1]
         y, state = fast_weight_heads(
             self.project(self.norm(x)),
+            self.skip,
             state,
             episode_starts,
             rule=rule,
@@ -118,6 +120,7 @@ class FastWeightBlock(nn.Module):
             self.norm.bias,
             self.project.weight,
             self.project.bias,
+            self.skip,
             self.readout.weight,
             self.feed_forward_norm.weight,
             self.feed_forward_norm.bias,
@@ -133,6 +136,16 @@ def spaced_time_constants(n_heads: int, shortest: float, longest: float) -> Floa
     if n_heads == 1:
         return torch.tensor([math.sqrt(shortest * longest)])
     return torch.logspace(math.log10(shortest), math.log10(longest), n_heads)
+
+
+def present_values(n_heads: int) -> Float[Tensor, " H"]:
+    """How much of the present value each head adds to what it reads, at the start.
+
+    The half of the heads that forgets first takes the present value away: what is left is change, such as a velocity.
+    """
+    skip = torch.zeros(n_heads)
+    skip[: n_heads // 2] = -1.0
+    return skip
 
 
 def write_strength_bias(n_heads: int, key_size: int, largest: float) -> Float[Tensor, " H"]:

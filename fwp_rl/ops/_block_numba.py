@@ -122,8 +122,8 @@ def _scale_to(x, y, vectors, num, epsilon, length, like):
 
 
 @njit(nogil=True)
-def _write_and_read(q, k, v, beta, decay, before, after, y, erase, K, V, like):
-    """One step of one matrix: after = decay before + beta k (v - recalled)^T, y = after^T q."""
+def _write_and_read(q, k, v, beta, decay, skip, before, after, y, erase, K, V, like):
+    """One step of one matrix: after = decay before + beta k (v - recalled)^T, y = after^T q + skip v."""
     size, tile, one = size_of(like), zeros(like, WIDE), constant(like, 1)
     row, step = V * size, WIDE * size
     kq = one - one
@@ -135,11 +135,12 @@ def _write_and_read(q, k, v, beta, decay, before, after, y, erase, K, V, like):
             s = load(tile, before + i * row + c)
             recalled = multiply_add(load(like, k + i * size), s, recalled)
             read = multiply_add(load(like, q + i * size), s, read)
-        error = load(tile, v + c)
+        value = load(tile, v + c)
+        error = value
         if erase:
-            error = multiply_add(-decay, recalled, error)
+            error = multiply_add(-decay, recalled, value)
         written = multiply(beta, error)
-        store(y + c, multiply_add(kq, written, multiply(decay, read)))
+        store(y + c, multiply_add(skip, value, multiply_add(kq, written, multiply(decay, read))))
         for i in range(K):
             kept = multiply(decay, load(tile, before + i * row + c))
             store(after + i * row + c, multiply_add(load(like, k + i * size), written, kept))
@@ -147,7 +148,7 @@ def _write_and_read(q, k, v, beta, decay, before, after, y, erase, K, V, like):
 
 @njit(cache=True, nogil=True)
 def _step(x, weights, starts, before, after, result, scratch, sizes, options, like):
-    norm, norm_bias, project, project_bias, readout, ff_norm, ff_norm_bias, up, up_bias, down, down_bias = weights
+    norm, norm_bias, project, project_bias, skip, readout, ff_norm, ff_norm_bias, up, up_bias, down, down_bias = weights
     rows, width, heads, K, V, hidden, projection = sizes
     erase, gated, largest, share, norm_epsilon, unit_epsilon, read_epsilon, read_length = options
     size, one, zero = size_of(like), constant(like, 1), constant(like, 0)
@@ -181,7 +182,7 @@ def _step(x, weights, starts, before, after, result, scratch, sizes, options, li
                     store(source + i, zero)
             _write_and_read(
                 units + head * K * size, units + (heads + head) * K * size, values + head * V * size, beta, decay,
-                source, after + program, reads + head * V * size, erase, K, V, like,
+                load(like, skip + head * size), source, after + program, reads + head * V * size, erase, K, V, like,
             )  # fmt: skip
         _scale_to(reads, y + row * heads * V * size, heads, V, read_epsilon, read_length, like)
     _linear(y, readout, readout, x, stream, rows, heads * V, width, False, True, False, sums, like)

@@ -20,6 +20,7 @@ import numpy as np  # isort: skip
 from numba import njit, prange  # isort: skip
 from fwp_rl.ops._numba import (  # isort: skip
     SERIAL_BELOW,
+    dot,
     empty,
     fill,
     number,
@@ -30,7 +31,7 @@ from fwp_rl.ops._numba import (  # isort: skip
     threads,
     tile_width,
 )
-from fwp_rl.ops._simd import at, constant, load, size_of, store, zeros  # isort: skip
+from fwp_rl.ops._simd import at, constant, load, multiply_add, size_of, store, zeros  # isort: skip
 from fwp_rl.ops._unit_numba import scale_vector, scale_vector_backward  # isort: skip
 from fwp_rl.ops.fast_weight_heads import READ_EPSILON, UNIT_EPSILON  # isort: skip
 
@@ -106,8 +107,15 @@ def _matrices(states, sizes, size):
     return states, heads * K * V * size, K * V * size, 0
 
 
+@njit(forceinline=True)
+def _add(x, factor, y, target, num_bytes, zero):
+    """target = x + factor y."""
+    for i in range(0, num_bytes, size_of(zero)):
+        store(target + i, multiply_add(factor, load(zero, y + i), load(zero, x + i)))
+
+
 @njit(nogil=True)
-def _head_forward(b, h, zero, projected, records, y, initial, final, starts, largest, erase, gated, sizes):
+def _head_forward(b, h, zero, projected, skip, records, y, initial, final, starts, largest, erase, gated, sizes):
     steps, _, _, K, V = sizes
     size, one = size_of(largest), constant(largest, 1)
     unit_epsilon, read_epsilon = constant(largest, UNIT_EPSILON), constant(largest, READ_EPSILON * V)
@@ -126,18 +134,20 @@ def _head_forward(b, h, zero, projected, records, y, initial, final, starts, lar
         _matrices(final, sizes, size), outputs, errors, one, erase, gated, sizes,
     )  # fmt: skip
     length, y = constant(largest, np.sqrt(V)), _heads(y, V, sizes, size)
+    skip_h = load(largest, skip + h * size)
     for t in range(steps):
-        scale = scale_vector(at(outputs, t, b, h), at(y, t, b, h), V, read_epsilon, length)
-        store(at(y_scale, t, b, h), scale)
+        y_t = at(y, t, b, h)
+        _add(at(outputs, t, b, h), skip_h, at(v, t, b, h), y_t, V * size, zero)
+        store(at(y_scale, t, b, h), scale_vector(y_t, y_t, V, read_epsilon, length))
 
 
 @njit(nogil=True)
 def _head_backward(
-    b, h, zero, narrow, scratch, projected, records, y, initial, final, starts, dy, dfinal, dprojected, dstate,
-    largest, erase, gated, sizes,
+    b, h, zero, narrow, scratch, projected, skip, records, y, initial, final, starts, dy, dfinal, dprojected, dskip,
+    dstate, largest, erase, gated, sizes,
 ):  # fmt: skip
     """Every gradient is first written to the place of its logit or vector, then scaled there."""
-    steps, _, _, K, V = sizes
+    steps, _, heads, K, V = sizes
     size, one = size_of(largest), constant(largest, 1)
     _, _, v, _, decay_logit = _projection(projected, sizes, gated, size)
     dq, dk, dv, dstrength, ddecay = _projection(dprojected, sizes, gated, size)
@@ -161,7 +171,11 @@ def _head_backward(
         b, h, zero, matrix, unit_k, beta, decay, starts, initial, errors, doutputs, dq, dk, dv,
         one, erase, gated, sizes,
     )  # fmt: skip
+    skip_h, dskip_h = load(largest, skip + h * size), one - one
     for t in range(steps):
+        doutputs_t, v_t, dv_t = at(doutputs, t, b, h), at(v, t, b, h), at(dv, t, b, h)
+        dskip_h += dot(doutputs_t, v_t, V * size, zero)
+        _add(dv_t, skip_h, doutputs_t, dv_t, V * size, zero)
         at_q, at_k, at_strength = at(dq, t, b, h), at(dk, t, b, h), at(dstrength, t, b, h)
         scale_vector_backward(at(unit_q, t, b, h), load(largest, at(q_scale, t, b, h)), at_q, at_q, K, one)
         scale_vector_backward(at(unit_k, t, b, h), load(largest, at(k_scale, t, b, h)), at_k, at_k, K, one)
@@ -170,6 +184,7 @@ def _head_backward(
         if gated:  # Not 1 - decay: that cancels where memory is long.
             at_decay, logit = at(ddecay, t, b, h), load(largest, at(decay_logit, t, b, h))
             store(at_decay, -load(largest, at_decay) / (one + np.exp(-logit)))
+    store(dskip + (b * heads + h) * size, dskip_h)
 
 
 @functools.cache
@@ -177,14 +192,15 @@ def _forward_kernel(WIDTH: int, PARALLEL: bool) -> Callable:
     """In tiles of WIDTH columns."""
 
     @njit(parallel=PARALLEL, cache=True, nogil=True)
-    def forward(projected, records, y, initial, final, starts, largest, erase, gated, sizes):
+    def forward(projected, skip, records, y, initial, final, starts, largest, erase, gated, sizes):
         heads = sizes[2]
         for program in prange(sizes[1] * heads):
             b = program // heads
             h = program - b * heads
             _head_forward(
-                b, h, zeros(largest, WIDTH), projected, records, y, initial, final, starts, largest, erase, gated, sizes
-            )
+                b, h, zeros(largest, WIDTH), projected, skip, records, y, initial, final, starts, largest, erase, gated,
+                sizes,
+            )  # fmt: skip
         return PARALLEL  # the cache tells kernels apart by what they close over
 
     return forward
@@ -194,16 +210,17 @@ def _forward_kernel(WIDTH: int, PARALLEL: bool) -> Callable:
 def _backward_kernel(WIDTH: int, LANES: int) -> Callable:
     @njit(parallel=True, cache=True, nogil=True)
     def backward(
-        projected, records, y, initial, final, starts, dy, dfinal, dprojected, dstate, largest, erase, gated, sizes
-    ):
+        projected, skip, records, y, initial, final, dy, dfinal, dprojected, dskip, dstate, starts, largest, erase,
+        gated, sizes,
+    ):  # fmt: skip
         steps, _, heads, K, V = sizes
         for program in prange(sizes[1] * heads):
             b = program // heads
             h = program - b * heads
             scratch = np.empty((K * (V + LANES) + steps * V) * size_of(largest), np.uint8)
             _head_backward(
-                b, h, zeros(largest, WIDTH), zeros(largest, LANES), np.int64(scratch.ctypes.data), projected, records,
-                y, initial, final, starts, dy, dfinal, dprojected, dstate, largest, erase, gated, sizes,
+                b, h, zeros(largest, WIDTH), zeros(largest, LANES), np.int64(scratch.ctypes.data), projected, skip,
+                records, y, initial, final, starts, dy, dfinal, dprojected, dskip, dstate, largest, erase, gated, sizes,
             )  # fmt: skip
 
     return backward
@@ -214,23 +231,24 @@ def _backward_kernel(WIDTH: int, LANES: int) -> Callable:
 
 def heads(
     projected: Float[Tensor, "T B P"],
+    skip: Float[Tensor, " H"],
     state: Float[Tensor, "B H K V"],
     episode_starts: Bool[Tensor, "T B"],
     rule: str,
     gated: bool,
     largest_strength: float,
 ) -> tuple[Float[Tensor, "T B Y"], Float[Tensor, "B H K V"]]:
-    """See `fast_weight_heads`; both tensors of one dtype, K and V multiples of 16, T at least 1."""
+    """See `fast_weight_heads`; all of one dtype, K and V multiples of 16, T at least 1."""
     projected, state = projected.contiguous(), state.contiguous()
-    if torch.is_grad_enabled() and (projected.requires_grad or state.requires_grad):
-        y, final = _FastWeightHeads.apply(projected, state, episode_starts, rule, gated, largest_strength)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (projected, skip, state)):
+        y, final = _FastWeightHeads.apply(projected, skip, state, episode_starts, rule, gated, largest_strength)
     else:
-        y, final, _ = _forward(projected, state, episode_starts, rule, gated, largest_strength)
+        y, final, _ = _forward(projected, skip, state, episode_starts, rule, gated, largest_strength)
     return y, final
 
 
 def _forward(
-    projected: Tensor, state: Tensor, starts: Tensor, rule: str, gated: bool, largest: float
+    projected: Tensor, skip: Tensor, state: Tensor, starts: Tensor, rule: str, gated: bool, largest: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, final state, and the records, which the backward needs."""
     time, batch, _ = projected.shape
@@ -240,8 +258,8 @@ def _forward(
     records = empty((batch * n_heads * time * (2 * (K + V) + GATES),), dtype)
     sizes = time, batch, n_heads, K, V
     arguments = (
-        projected.data_ptr(), records.data_ptr(), y.data_ptr(), state.data_ptr(), final.data_ptr(), rows(starts),
-        number(largest, dtype), rule == "delta", gated, sizes,
+        projected.data_ptr(), skip.data_ptr(), records.data_ptr(), y.data_ptr(), state.data_ptr(), final.data_ptr(),
+        rows(starts), number(largest, dtype), rule == "delta", gated, sizes,
     )  # fmt: skip
     work = time * batch * n_heads * K * V
     if work < SERIAL_BELOW:
@@ -255,31 +273,32 @@ def _forward(
 class _FastWeightHeads(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, projected: Tensor, state: Tensor, starts: Tensor, rule: str, gated: bool, largest: float
+        ctx: Any, projected: Tensor, skip: Tensor, state: Tensor, starts: Tensor, rule: str, gated: bool, largest: float
     ) -> tuple[Tensor, Tensor]:
-        y, final, records = _forward(projected, state, starts, rule, gated, largest)
-        ctx.save_for_backward(projected, state, starts, y, final, records)
+        y, final, records = _forward(projected, skip, state, starts, rule, gated, largest)
+        ctx.save_for_backward(projected, skip, state, starts, y, final, records)
         ctx.options = rule, gated, largest
         ctx.set_materialize_grads(False)
         return y, final
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor, Tensor, None, None, None, None]:
-        projected, state, starts, y, final, records = ctx.saved_tensors
+    def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
+        projected, skip, state, starts, y, final, records = ctx.saved_tensors
         rule, gated, largest = ctx.options
         time, batch, _ = projected.shape
         _, n_heads, K, V = state.shape
         dtype = projected.dtype
         dprojected, dstate = empty(projected.shape, dtype), empty(state.shape, dtype)
+        dskip = empty((batch, n_heads), dtype)
         dy, dfinal = (None if x is None else x.contiguous() for x in (dy, dfinal))
         addresses = [
             0 if x is None else x.data_ptr()
-            for x in (projected, records, y, state, final, dy, dfinal, dprojected, dstate)
+            for x in (projected, skip, records, y, state, final, dy, dfinal, dprojected, dskip, dstate)
         ]
         with threads(3 * time * batch * n_heads * K * V):
             _backward_kernel(tile_width(K, V, dtype), 32 // projected.element_size())(
-                *addresses[:5], rows(starts), *addresses[5:], number(largest, dtype), rule == "delta", gated,
+                *addresses, rows(starts), number(largest, dtype), rule == "delta", gated,
                 (time, batch, n_heads, K, V),
             )  # fmt: skip
-        return dprojected, dstate, None, None, None, None
+        return dprojected, dskip.sum(0), dstate, None, None, None, None

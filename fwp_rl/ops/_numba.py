@@ -22,6 +22,7 @@ from torch.nn import functional
 
 import numba  # isort: skip
 from numba import njit, prange  # isort: skip
+import fwp_rl.ops._openmp  # noqa: F401  # isort: skip
 
 from fwp_rl.ops._simd import (  # isort: skip
     at,
@@ -76,7 +77,7 @@ def fill(address, num_bytes, zero):
 
 
 @njit(forceinline=True)
-def _dot(x, y, num_bytes, zero):
+def dot(x, y, num_bytes, zero):
     products = zero
     for i in range(0, num_bytes, size_of(zero)):
         products = multiply_add(load(zero, x + i), load(zero, y + i), products)
@@ -104,7 +105,7 @@ def scan_forward(b, h, zero, q, k, v, beta, decay, starts, initial, state, outpu
             fill(target, K * row, zero)
             source, pending = target, False
         changes = pending or gated  # else it is read only: half the time of a rollout's step
-        kq = _dot(k_t, q_t, column, zero)
+        kq = dot(k_t, q_t, column, zero)
         for c in range(0, row, step):
             u = multiply(beta_before, load(zero, e_before + c)) if pending else zero
             recalled, read = zero, zero
@@ -155,7 +156,7 @@ def sweep_in_reverse(
     else:
         for i in range(0, K * row, step):
             store(gradient + i, load(zero, at(dfinal, b, h, 0) + i))
-        inner = _dot(gradient, at(final, b, h, 0), K * row, zero)
+        inner = dot(gradient, at(final, b, h, 0), K * row, zero)
     k_t, dv_t, decay_t = at(k, steps - 1, b, h), at(dv, steps - 1, b, h), one
     pending = False
     for t in range(steps - 1, -1, -1):
@@ -192,7 +193,7 @@ def sweep_in_reverse(
         fill(partials, K * lanes, narrow)
         start = is_set(at(starts, t, b, 0))
         if gated:
-            inner += _dot(at(outputs, t, b, h), dy_t, row, zero) - _dot(at(v, t, b, h), dv_t, row, zero)
+            inner += dot(at(outputs, t, b, h), dy_t, row, zero) - dot(at(v, t, b, h), dv_t, row, zero)
             if start:
                 inner = one - one
             store(at(ddecay, t, b, h), inner)
@@ -235,7 +236,7 @@ def sweep_forward(
             pending = False
         if not pending:
             e_before = e_t
-        u_dy = beta_t * _dot(e_t, dy_t, row, zero)
+        u_dy = beta_t * dot(e_t, dy_t, row, zero)
         for c in range(0, column, step):
             key = multiply(beta_before, load(zero, k_before + c)) if pending else zero
             read, erased = zero, zero

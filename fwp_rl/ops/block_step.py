@@ -20,6 +20,7 @@ class BlockWeights(NamedTuple):
     norm_bias: Float[Tensor, " W"]
     project: Float[Tensor, "P W"]
     project_bias: Float[Tensor, " P"]
+    skip: Float[Tensor, " H"]
     readout: Float[Tensor, "W Y"]
     feed_forward_norm: Float[Tensor, " W"]
     feed_forward_norm_bias: Float[Tensor, " W"]

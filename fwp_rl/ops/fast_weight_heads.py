@@ -2,7 +2,7 @@
 
     q, k, v, s, d = split(projected)
     beta = strength sigmoid(s);   log_decay = -softplus(d)                       the gates of each head
-    y = rms_norm(fast_weight_scan(unit(q), unit(k), v, beta, log_decay))         of each head
+    y = rms_norm(fast_weight_scan(unit(q), unit(k), v, beta, log_decay) + skip v)    of each head
 
 Small operations, and many: on the CPU `_heads_numba` does them in a few compiled passes, which halves the time of a
 step. Elsewhere they are put together from `unit` and `fast_weight_scan`.
@@ -25,6 +25,7 @@ READ_EPSILON = 1e-3
 
 def fast_weight_heads(
     projected: Float[Tensor, "T B P"],
+    skip: Float[Tensor, " H"],
     state: Float[Tensor, "B H K V"],
     episode_starts: Bool[Tensor, "T B"],
     *,
@@ -36,7 +37,8 @@ def fast_weight_heads(
 
     `projected` holds for each step, heads side by side: queries, keys (both are scaled to length 1), values, the logits
     of the write strengths (between 0 and `largest_strength`) and, if gated, of the decays:
-    P = H (2 K + V + 1 [+ 1]). For the rules, starts and dtypes see `fast_weight_scan`.
+    P = H (2 K + V + 1 [+ 1]). `skip` is how much of the present value a head adds to what it reads. For the rules,
+    starts and dtypes see `fast_weight_scan`.
     """
     _, heads, key_size, value_size = state.shape
     sizes = _split_sizes(heads, key_size, value_size, gated)
@@ -44,24 +46,26 @@ def fast_weight_heads(
         raise ValueError(f"the last axis of projected must be {' + '.join(map(str, sizes))}, got {projected.shape[-1]}")
     if (
         resolve_backend("auto", state.device) == "numba"
-        and projected.dtype == state.dtype
+        and projected.dtype == skip.dtype == state.dtype
         and projected.numel()
         and key_size % 16 == value_size % 16 == 0
     ):
         compiled = importlib.import_module("fwp_rl.ops._heads_numba")
-        y, state = compiled.heads(projected, state, episode_starts, rule, gated, largest_strength)
+        y, state = compiled.heads(projected, skip, state, episode_starts, rule, gated, largest_strength)
         return y, state
     q, k, v, strength, *decay = projected.split(sizes, dim=-1)
+    v = v.unflatten(-1, (heads, value_size))
     y, state = fast_weight_scan(
         unit(q, key_size, epsilon=UNIT_EPSILON).unflatten(-1, (heads, key_size)),
         unit(k, key_size, epsilon=UNIT_EPSILON).unflatten(-1, (heads, key_size)),
-        v.unflatten(-1, (heads, value_size)),
+        v,
         largest_strength * torch.sigmoid(strength),
         state,
         episode_starts,
         log_decay=-F.softplus(decay[0]) if gated else None,
         rule=rule,
     )
+    y = y + skip[:, None] * v
     return unit(y.flatten(-2), value_size, epsilon=READ_EPSILON * value_size, length=value_size**0.5), state
 
 

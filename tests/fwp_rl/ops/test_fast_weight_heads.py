@@ -18,18 +18,18 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def make_inputs(
     steps: int, key_size: int, value_size: int, gated: bool, dtype: torch.dtype = torch.float64
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Projection, state and starts for 5 rows."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Projection, skip, state and starts for 5 rows."""
     generator = torch.Generator().manual_seed(0)
     width = HEADS * (2 * key_size + value_size + 1 + gated)
     projected = torch.randn(steps, 5, width, generator=generator, dtype=dtype)
     state = torch.randn(5, HEADS, key_size, value_size, generator=generator, dtype=dtype)
     starts = torch.rand(steps, 5, generator=generator) < 0.2
-    return projected, state, starts
+    return projected, torch.randn(HEADS, generator=generator, dtype=dtype), state, starts
 
 
 def formula(
-    projected: Tensor, state: Tensor, starts: Tensor, rule: str, gated: bool, largest: float
+    projected: Tensor, skip: Tensor, state: Tensor, starts: Tensor, rule: str, gated: bool, largest: float
 ) -> tuple[Tensor, Tensor]:
     """From the definition, one head at a time."""
     _, heads, K, V = state.shape
@@ -51,7 +51,8 @@ def formula(
             rule=rule,  # type: ignore[arg-type]  # a string of the parametrisation
             backend="reference",
         )
-        reads.append(y[:, :, 0] / (y[:, :, 0].square().mean(-1, keepdim=True) + 1e-3).sqrt())
+        y = y[:, :, 0] + skip[h] * v
+        reads.append(y / (y.square().mean(-1, keepdim=True) + 1e-3).sqrt())
         finals.append(final[:, 0])
     return torch.cat(reads, -1), torch.stack(finals, 1)
 
@@ -62,16 +63,17 @@ def formula(
 @pytest.mark.parametrize("rule", ["delta", "additive"])
 def test_it_is_the_formula(backend: str, rule: str, gated: bool, steps: int, key_size: int, value_size: int) -> None:
     """Catches columns that are mixed up, a gate without its factor, and each wrong gradient."""
-    projected, state, starts = make_inputs(steps, key_size, value_size, gated)
+    projected, skip, state, starts = make_inputs(steps, key_size, value_size, gated)
     projected.requires_grad_()
+    skip.requires_grad_()
     state.requires_grad_()
-    ours = fast_weight_heads(projected, state, starts, rule=rule, gated=gated, largest_strength=2.0)  # type: ignore[arg-type]  # a string of the parametrisation
-    theirs = formula(projected, state, starts, rule, gated, 2.0)
+    ours = fast_weight_heads(projected, skip, state, starts, rule=rule, gated=gated, largest_strength=2.0)  # type: ignore[arg-type]  # a string of the parametrisation
+    theirs = formula(projected, skip, state, starts, rule, gated, 2.0)
     grads = [torch.randn_like(x) for x in ours]
     for actual, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(actual, expected, atol=1e-10, rtol=1e-10)
-    actual_grads = torch.autograd.grad(ours, (projected, state), grads)
-    expected_grads = torch.autograd.grad(theirs, (projected, state), grads)
+    actual_grads = torch.autograd.grad(ours, (projected, skip, state), grads)
+    expected_grads = torch.autograd.grad(theirs, (projected, skip, state), grads)
     for actual, expected in zip(actual_grads, expected_grads, strict=True):
         torch.testing.assert_close(actual, expected, atol=1e-9, rtol=1e-9)
 
@@ -79,10 +81,10 @@ def test_it_is_the_formula(backend: str, rule: str, gated: bool, steps: int, key
 @pytest.mark.parametrize("used", [0, 1])
 def test_gradient_of_one_output(backend: str, used: int) -> None:
     """A loss on the outputs alone, or on the final state alone."""
-    projected, state, starts = make_inputs(7, 16, 16, gated=True)
+    projected, skip, state, starts = make_inputs(7, 16, 16, gated=True)
     projected.requires_grad_()
-    ours = fast_weight_heads(projected, state, starts, gated=True)[used]
-    theirs = formula(projected, state, starts, "delta", True, 1.0)[used]
+    ours = fast_weight_heads(projected, skip, state, starts, gated=True)[used]
+    theirs = formula(projected, skip, state, starts, "delta", True, 1.0)[used]
     grad = torch.randn_like(ours)
     actual, expected = (torch.autograd.grad(x, projected, grad)[0] for x in (ours, theirs))
     torch.testing.assert_close(actual, expected, atol=1e-9, rtol=1e-9)
@@ -90,13 +92,13 @@ def test_gradient_of_one_output(backend: str, used: int) -> None:
 
 def test_gradient_of_a_very_long_memory(backend: str) -> None:
     """Catches 1 - decay in single precision, of which nothing is left where a head remembers for 100 000 steps."""
-    projected, state, starts = make_inputs(9, 16, 16, gated=True, dtype=torch.float32)
+    projected, skip, state, starts = make_inputs(9, 16, 16, gated=True, dtype=torch.float32)
     with torch.no_grad():
         projected[..., -HEADS:] = -11.5
     gradients = []
     for dtype in (torch.float32, torch.float64):
         x = projected.to(dtype).requires_grad_()
-        y, _ = fast_weight_heads(x, state.to(dtype), starts, gated=True)
+        y, _ = fast_weight_heads(x, skip.to(dtype), state.to(dtype), starts, gated=True)
         gradients.append(torch.autograd.grad(y.sum(), x)[0][..., -HEADS:])
     single, double = gradients
     assert double.abs().max() > 0
@@ -106,8 +108,8 @@ def test_gradient_of_a_very_long_memory(backend: str) -> None:
 @pytest.mark.parametrize("layout", ["dense", "columns of a wider tensor", "batch first", "in the middle of a storage"])
 def test_any_strides(backend: str, layout: str) -> None:
     """Catches strides or an offset that are taken for granted."""
-    projected, state, starts = make_inputs(6, 16, 32, gated=True)
-    expected = fast_weight_heads(projected, state, starts, gated=True)
+    projected, skip, state, starts = make_inputs(6, 16, 32, gated=True)
+    expected = fast_weight_heads(projected, skip, state, starts, gated=True)
     width = projected.shape[-1]
     laid_out = {
         "dense": projected,
@@ -115,7 +117,7 @@ def test_any_strides(backend: str, layout: str) -> None:
         "batch first": projected.transpose(0, 1).contiguous().transpose(0, 1),
         "in the middle of a storage": torch.cat([projected, projected])[6:],
     }[layout]
-    for actual, wanted in zip(fast_weight_heads(laid_out, state, starts, gated=True), expected, strict=True):
+    for actual, wanted in zip(fast_weight_heads(laid_out, skip, state, starts, gated=True), expected, strict=True):
         # torch may add up in another order for other strides
         torch.testing.assert_close(actual, wanted, atol=1e-12, rtol=1e-12)
 
@@ -123,11 +125,11 @@ def test_any_strides(backend: str, layout: str) -> None:
 @pytest.mark.parametrize("gated", [False, True])
 def test_the_same_with_and_without_gradient(backend: str, gated: bool) -> None:
     """Rollout and update must agree to the last bit; and nothing that was handed in changes."""
-    projected, state, starts = make_inputs(8, 32, 32, gated, torch.float32)
+    projected, skip, state, starts = make_inputs(8, 32, 32, gated, torch.float32)
     before = projected.clone(), state.clone()
     with torch.no_grad():
-        plain = fast_weight_heads(projected, state, starts, gated=gated)
-    tracked = fast_weight_heads(projected.clone().requires_grad_(), state, starts, gated=gated)
+        plain = fast_weight_heads(projected, skip, state, starts, gated=gated)
+    tracked = fast_weight_heads(projected.clone().requires_grad_(), skip, state, starts, gated=gated)
     assert all(torch.equal(x, y) for x, y in zip(plain, tracked, strict=True))
     assert torch.equal(projected, before[0])
     assert torch.equal(state, before[1])
@@ -135,26 +137,26 @@ def test_the_same_with_and_without_gradient(backend: str, gated: bool) -> None:
 
 def test_extreme_gates_saturate(backend: str) -> None:
     """A gate far out is 0 or 1, not NaN, and its gradient is finite."""
-    projected, state, starts = make_inputs(4, 16, 16, gated=True, dtype=torch.float32)
+    projected, skip, state, starts = make_inputs(4, 16, 16, gated=True, dtype=torch.float32)
     with torch.no_grad():
         projected[..., -2 * HEADS :] *= 1e4
     projected.requires_grad_()
-    y, final = fast_weight_heads(projected, state, starts, gated=True)
+    y, final = fast_weight_heads(projected, skip, state, starts, gated=True)
     (y.sum() + final.sum()).backward()
     assert projected.grad is not None
     assert all(torch.isfinite(x).all() for x in (y, final, projected.grad))
 
 
 def test_half_precision_and_no_steps(backend: str) -> None:
-    projected, state, starts = make_inputs(3, 16, 16, gated=False, dtype=torch.float32)
-    y, final = fast_weight_heads(projected.bfloat16(), state, starts)
+    projected, skip, state, starts = make_inputs(3, 16, 16, gated=False, dtype=torch.float32)
+    y, final = fast_weight_heads(projected.bfloat16(), skip, state, starts)
     assert y.dtype == final.dtype == torch.float32
-    y, final = fast_weight_heads(projected[:0], state, starts[:0])
+    y, final = fast_weight_heads(projected[:0], skip, state, starts[:0])
     assert y.shape == (0, 5, HEADS * 16)
     assert torch.equal(final, state)
 
 
 def test_wrong_width_is_explained() -> None:
-    projected, state, starts = make_inputs(3, 16, 32, gated=False)
+    projected, skip, state, starts = make_inputs(3, 16, 32, gated=False)
     with pytest.raises(ValueError, match=r"last axis of projected must be 48 \+ 48 \+ 96 \+ 3 \+ 3, got 195"):
-        fast_weight_heads(projected, state, starts, gated=True)
+        fast_weight_heads(projected, skip, state, starts, gated=True)

@@ -220,8 +220,9 @@ def test_heads_run_on_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     heads, key_size, value_size = 3, 4, 6
     projected = torch.randn(5, B, heads * (2 * key_size + value_size + 2))
     state, starts = torch.randn(B, heads, key_size, value_size), small_case()["starts"]
+    skip = torch.randn(heads)
     outputs = {}
     for backend in ("reference", "triton"):
         monkeypatch.setenv("FWP_RL_BACKEND", backend)
-        outputs[backend] = fast_weight_heads(projected, state, starts, gated=True)
+        outputs[backend] = fast_weight_heads(projected, skip, state, starts, gated=True)
     torch.testing.assert_close(outputs["triton"], outputs["reference"])
