@@ -6,7 +6,8 @@
 
 A fast-weight memory of first order has an exact retrieval map: what is read is linear in what was written,
 
-    y_t = S_t^T q_t = sum_s a_ts v_s + c_t,     a_ts = beta_s k_s^T A_{s+1} ... A_t q_t,     A_s = alpha_s (I - beta_s k_s k_s^T)
+    y_t = S_t^T q_t = sum_s a_ts v_s + c_t
+    a_ts = beta_s k_s^T A_{s+1} ... A_t q_t,     A_s = alpha_s (I - beta_s k_s k_s^T)
 
 (A_s = alpha_s I for the additive rule; c_t is what is left of the initial state). It is to a memory of fixed size what
 the attention map is to a transformer. Nothing like it exists for an LSTM.
@@ -115,6 +116,7 @@ def trace_heads(heads: HeadInputs, episode_starts: Bool[Tensor, "T B"]) -> Memor
         earlier = torch.ones(len(episode), len(episode), dtype=torch.bool, device=episode.device).tril()
         reachable = (episode[:, :, None] == episode.T) & earlier[:, None]  # [T, B, T]
         other = ~reachable[:, :, None]
+        broken = ~fast_weights.isfinite().all(-1).all(-1, keepdim=True)  # of which nothing is known
         retrieval, from_state = _retrieval(heads, decay, episode_starts)
         return MemoryTrace(
             q=heads.q,
@@ -125,7 +127,9 @@ def trace_heads(heads: HeadInputs, episode_starts: Bool[Tensor, "T B"]) -> Memor
             episode_starts=episode_starts,
             fast_weights=fast_weights,
             norms=torch.linalg.matrix_norm(fast_weights),
-            singular_values=torch.linalg.svdvals(fast_weights),
+            singular_values=torch.linalg.svdvals(fast_weights.masked_fill(broken[..., None], 0.0)).masked_fill(
+                broken, torch.nan
+            ),
             key_overlap=torch.einsum("tbhk,sbhk->tbhs", heads.k, heads.k).masked_fill(other, 0.0),
             surprise=surprise,
             reads=reads,
@@ -163,7 +167,9 @@ class GradientAudit:
         if self.reach == steps - 1:
             lines.append(f"reach: {self.reach} steps, all of the sequence")
         else:
-            lines.append(f"reach: {self.reach} of {steps - 1} steps; further back less than {self.threshold:g} of the largest")
+            lines.append(
+                f"reach: {self.reach} of {steps - 1} steps; further back less than {self.threshold:g} of the largest"
+            )
         return "\n".join(lines)
 
 
