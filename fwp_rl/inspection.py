@@ -58,7 +58,7 @@ class MemoryTrace:
     v: Float[Tensor, "T B H V"]
     """Values, as the memory computed them."""
     beta: Float[Tensor, "T B H"]
-    """Write strength: the fraction of what its key recalls that a write replaces (1: all of it)."""
+    """Write strength: with the delta rule, the fraction of what its key recalls that a write replaces."""
     decay: Float[Tensor, "T B H"]
     """The fraction of the fast weights that is left before the write; 1 where the memory does not fade."""
     episode_starts: Bool[Tensor, "T B"]
@@ -117,7 +117,7 @@ def trace_heads(heads: HeadInputs, episode_starts: Bool[Tensor, "T B"]) -> Memor
         reachable = (episode[:, :, None] == episode.T) & earlier[:, None]  # [T, B, T]
         other = ~reachable[:, :, None]
         broken = ~fast_weights.isfinite().all(-1).all(-1, keepdim=True)  # of which nothing is known
-        retrieval, from_state = _retrieval(heads, decay, episode_starts)
+        retrieval, from_state = _retrieval(heads, decay)
         return MemoryTrace(
             q=heads.q,
             k=heads.k,
@@ -254,9 +254,10 @@ def _run(heads: HeadInputs, decay: Tensor, episode_starts: Tensor) -> tuple[Tens
     return torch.stack(reads), torch.stack(states), torch.stack(surprises)
 
 
-def _retrieval(heads: HeadInputs, decay: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
+def _retrieval(heads: HeadInputs, decay: Tensor) -> tuple[Tensor, Tensor]:
     """The weights of all values, and of the initial state, in all reads: every query is sent back through the steps.
 
+    As if there were no starts: the caller sets to zero what is beyond one.
     S_t^T q = S'^T (q - a k) + a v with a = beta k . q, or S'^T q + a v for the additive rule.
     """
     query = heads.q.clone()  # [T, B, H, K]
@@ -267,5 +268,5 @@ def _retrieval(heads: HeadInputs, decay: Tensor, episode_starts: Tensor) -> tupl
         weights[s:, :, :, s] = weight
         if heads.rule == "delta":
             later = later - weight[..., None] * heads.k[s]
-        query[s:] = (decay[s, :, :, None] * later).masked_fill(episode_starts[s, :, None, None], 0.0)
+        query[s:] = decay[s, :, :, None] * later
     return weights, torch.einsum("tbhk,bhkv->tbhv", query, heads.state)
