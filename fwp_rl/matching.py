@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import torch
 
-from fwp_rl.layers import FastWeightConfig
 from fwp_rl.memory import MemoryConfig
 from fwp_rl.registry import memory_config
 from fwp_rl.state import state_leaves
@@ -30,6 +29,7 @@ WIDTH_STEP, HEAD_STEP = 8, 16
 MOST_HEADS, LARGEST_HEAD, LARGEST_SIZE = 64, 256, 2**20
 
 
+_HEADS = ("n_heads", "key_size", "value_size")
 _Count = Callable[[MemoryConfig], int]
 
 
@@ -68,7 +68,7 @@ def matched(
         16; the width, too, is a multiple of 8 where that is close enough (else a single step of a rollout is not
         compiled, and slower). The number of heads stays;
     -   of a fast-weight memory, to match a state, `n_heads`, `key_size` and `value_size`, as near to those of `memory`
-        as possible. The width, on which no fast weight depends, stays.
+        as possible. The width stays, unless the keys have no size of their own.
 
     Everything else stays as it is in `memory`, and all of it if that is near enough.
 
@@ -118,18 +118,22 @@ def _candidates(
     config: MemoryConfig, count: _Count, target: int, what: str, input_size: int
 ) -> Iterator[list[MemoryConfig]]:
     """Configs to try, in groups: the preferred ones first."""
-    if not isinstance(config, FastWeightConfig):
-        if "hidden_size" not in {field.name for field in dataclasses.fields(config)}:
-            raise ValueError(f"{type(config).__name__} cannot be scaled: it has no hidden_size and no heads")
-
-        def sized(hidden_size: int) -> MemoryConfig:
-            return dataclasses.replace(config, hidden_size=hidden_size)  # type: ignore[call-arg]  # looked up above
-
-        yield [sized(size) for size in _around(lambda size: count(sized(size)), target, 1)]
-    elif what == "state":
+    fields = {field.name for field in dataclasses.fields(config)}
+    if "hidden_size" in fields:
+        yield [
+            _sized(config, hidden_size=size)
+            for size in _around(lambda size: count(_sized(config, hidden_size=size)), target, 1)
+        ]
+    elif what == "state" and fields.issuperset(_HEADS):
         yield _heads(config, count(config), target)
-    else:
+    elif "width" in fields:
         yield from _widths(config, count, target, input_size)
+    else:
+        raise ValueError(f"{type(config).__name__} cannot be scaled: it has neither hidden_size nor width")
+
+
+def _sized(config: MemoryConfig, **sizes: int) -> MemoryConfig:
+    return dataclasses.replace(config, **sizes)
 
 
 def _around(count: Callable[[int], int], target: int, step: int) -> list[int]:
@@ -144,46 +148,48 @@ def _around(count: Callable[[int], int], target: int, step: int) -> list[int]:
     return [size * step for size in (low, high) if size]
 
 
-def _widths(config: FastWeightConfig, count: _Count, target: int, input_size: int) -> Iterator[list[MemoryConfig]]:
+def _widths(config: MemoryConfig, count: _Count, target: int, input_size: int) -> Iterator[list[MemoryConfig]]:
     """Widths for heads that grow in proportion: in steps of 8 for the three nearest sizes of heads, then any width."""
-    # Parameters grow with the square of all sizes together.
-    wanted = [math.sqrt(target / count(config)) * size for size in (config.key_size, config.value_size)]
-    proportional = []
+    # Sizes grow with the square of all fields together.
+    scale = math.sqrt(target / count(config))
+    wanted = {name: scale * getattr(config, name) for name in ("key_size", "value_size") if hasattr(config, name)}
+    proportional: list[dict[str, int]] = []
     for shift in (0, -HEAD_STEP, HEAD_STEP):
-        sizes = tuple(max(HEAD_STEP, HEAD_STEP * round((size + shift) / HEAD_STEP)) for size in wanted)
-        if sizes not in proportional:
-            proportional.append(sizes)
+        heads = {n: max(HEAD_STEP, HEAD_STEP * round((size + shift) / HEAD_STEP)) for n, size in wanted.items()}
+        if heads not in proportional:
+            proportional.append(heads)
 
-    def best_widths(step: int, key_size: int, value_size: int) -> list[MemoryConfig]:
-        def sized(width: int) -> MemoryConfig:
-            return dataclasses.replace(config, width=width, key_size=key_size, value_size=value_size)
-
+    def best_widths(step: int, heads: dict[str, int]) -> list[MemoryConfig]:
         def grows(width: int) -> int:
             # As wide as the input there is no encoder, and so there are fewer parameters than a little below.
-            return count(sized(width + (width == input_size)))
+            return count(_sized(config, width=width + step * (width == input_size), **heads))
 
         widths = _around(grows, target, step)
-        return [sized(width) for width in (*widths, *([] if input_size % step else [input_size]))]
+        if input_size % step == 0:
+            widths.append(input_size)
+        return [_sized(config, width=width, **heads) for width in widths]
 
-    yield list(itertools.chain.from_iterable(best_widths(WIDTH_STEP, *sizes) for sizes in proportional))
-    yield best_widths(1, *proportional[0])
+    # Where the keys have no size of their own, the heads share the width.
+    least = 1 if "key_size" in wanted else getattr(config, "n_heads", 1)
+    for step in (math.lcm(WIDTH_STEP, least), least):
+        yield [candidate for heads in proportional for candidate in best_widths(step, heads)]
 
 
-def _heads(config: FastWeightConfig, state: int, target: int) -> list[MemoryConfig]:
+def _heads(config: MemoryConfig, state: int, target: int) -> list[MemoryConfig]:
     """Numbers and sizes of heads with about the wanted state, beginning with those nearest to the given ones."""
-    given = (config.n_heads, config.key_size, config.value_size)
+    given = [getattr(config, name) for name in _HEADS]
     sizes = range(HEAD_STEP, LARGEST_HEAD + 1, HEAD_STEP)
     candidates = list(itertools.product(range(1, MOST_HEADS + 1), sizes, sizes))
 
-    def off(candidate: tuple[int, int, int]) -> float:
+    def off(candidate: tuple[int, ...]) -> float:
         return abs(math.log(math.prod(candidate) / math.prod(given) * state / target))
 
-    def distance(candidate: tuple[int, int, int]) -> float:
+    def distance(candidate: tuple[int, ...]) -> float:
         return sum(math.log(size / wanted) ** 2 for size, wanted in zip(candidate, given, strict=True))
 
     # What is not in the matrices, such as an output that is fed back, is a small part of a state.
     about_right = [candidate for candidate in candidates if off(candidate) < 0.04] or [min(candidates, key=off)]
     return [
-        dataclasses.replace(config, n_heads=n_heads, key_size=key_size, value_size=value_size)
-        for n_heads, key_size, value_size in sorted(about_right, key=distance)[:50]
+        _sized(config, **dict(zip(_HEADS, candidate, strict=True)))
+        for candidate in sorted(about_right, key=distance)[:50]
     ]
