@@ -29,9 +29,7 @@ def test_size_counts_what_is_built() -> None:
 @pytest.mark.parametrize("other", ["lstm", DeltaConfig(n_heads=2), 21_000, 140_000], ids=str)
 @pytest.mark.parametrize("name", MEMORIES)
 def test_parameters_are_matched(name: str, other: Any, input_size: int) -> None:
-    """Catches a search that ends beside the best width (at width = input size there is no encoder: 140 000 lies where
-    the count falls), heads that the kernels do not take, and a config of another memory.
-    """
+    """Catches heads that the kernels do not take, and a config of another memory."""
     config = matched(name, parameters=other, input_size=input_size)
     wanted = other if isinstance(other, int) else memory_size(other, input_size).parameters
     assert memory_size(config, input_size).parameters == pytest.approx(wanted, rel=0.02)
@@ -39,6 +37,18 @@ def test_parameters_are_matched(name: str, other: Any, input_size: int) -> None:
     if isinstance(config, FastWeightConfig):
         assert config.key_size % 16 == config.value_size % 16 == 0
         assert config.n_heads == memory_configs()[name]().n_heads  # type: ignore[attr-defined]  # as above
+
+
+@pytest.mark.parametrize("parameters", [43_000, 53_000, 56_000])
+def test_the_search_is_not_led_astray_where_the_count_falls(parameters: int) -> None:
+    """Catches a bisection that meets the width of the input: there is no encoder there, so 128 has fewer parameters
+    than 120.
+    """
+    small = DeltaConfig(n_heads=1, key_size=16, value_size=16, expansion=1)
+    sizes = [memory_size(replace(small, width=width), 128).parameters for width in (120, 128, 136)]
+    assert sizes[1] < 43_000 < sizes[0] < 53_000 < 56_000 < sizes[2]
+    found = matched(small, parameters=parameters, input_size=128)
+    assert memory_size(found, 128).parameters == pytest.approx(parameters, rel=0.02)
 
 
 @pytest.mark.parametrize("name", MEMORIES[1:])
