@@ -150,7 +150,7 @@ def _around(count: Callable[[int], int], target: int, step: int) -> list[int]:
 
 def _widths(config: MemoryConfig, count: _Count, target: int, input_size: int) -> Iterator[list[MemoryConfig]]:
     """Widths for heads that grow in proportion: in steps of 8 for the three nearest sizes of heads, then any width."""
-    # Sizes grow with the square of all fields together.
+    # What is counted grows with the square of width and heads together.
     scale = math.sqrt(target / count(config))
     wanted = {name: scale * getattr(config, name) for name in ("key_size", "value_size") if hasattr(config, name)}
     proportional: list[dict[str, int]] = []

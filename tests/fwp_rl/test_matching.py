@@ -62,9 +62,10 @@ def test_states_are_matched(name: str) -> None:
 def test_what_is_near_enough_stays_as_it_is() -> None:
     """Catches a comparison in which the default config of a paper is quietly reshaped for half a percent."""
     assert matched("delta", parameters="lstm", input_size=128) == DeltaConfig()
-    assert matched("delta", parameters=131_000, input_size=128) == DeltaConfig()
     config = GatedDeltaConfig(width=72, n_heads=3, key_size=24, value_size=40)
-    assert matched(config, parameters=config, input_size=9) == config
+    parameters = memory_size(config, 9).parameters
+    for wanted in (parameters, round(1.018 * parameters), round(0.982 * parameters)):
+        assert matched(config, parameters=wanted, input_size=9) == config
 
 
 def test_what_is_not_scaled_is_kept() -> None:
