@@ -5,6 +5,8 @@ the fast-weight ones share, `fwp_rl.testing.check_memory` the contract as code. 
 `fwp_rl.sb3`, which is imported only by those who want it.
 """
 
+from fwp_rl.inspection import audit_gradients, inspect_memory
+from fwp_rl.matching import matched, memory_size
 from fwp_rl.memories import (
     AdditiveConfig,
     DeltaConfig,
@@ -33,8 +35,12 @@ __all__ = [
     "NoneConfig",
     "RNNConfig",
     "State",
+    "audit_gradients",
     "build_memory",
     "fast_weight_scan",
+    "inspect_memory",
+    "matched",
     "memory_configs",
+    "memory_size",
     "register",
 ]

@@ -2,13 +2,16 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fwp_rl.memory import MemoryConfig
-from fwp_rl.ops import BlockWeights, block_step, fast_weight_heads
+from fwp_rl.ops import BlockWeights, block_step, fast_weight_heads, unit
+from fwp_rl.ops.fast_weight_heads import UNIT_EPSILON
 from fwp_rl.ops.fast_weight_scan import Rule
 
 
@@ -35,6 +38,24 @@ class FastWeightConfig(MemoryConfig):
     """Size of what is stored under a key."""
     expansion: int = 2
     """Width of the feed-forward layer, as a multiple of `width`."""
+
+
+class HeadInputs(NamedTuple):
+    """What the heads of a fast-weight memory are given: the arguments of `fast_weight_scan` but the episode starts."""
+
+    q: Float[Tensor, "T B H K"]
+    """queries"""
+    k: Float[Tensor, "T B H K"]
+    """keys"""
+    v: Float[Tensor, "T B H V"]
+    """values"""
+    beta: Float[Tensor, "T B H"]
+    """write strengths"""
+    log_decay: Float[Tensor, "T B H"] | None
+    """at most 0; None: nothing fades"""
+    state: Float[Tensor, "B H K V"]
+    """the fast weights before the first step"""
+    rule: Rule
 
 
 class FastWeightBlock(nn.Module):
@@ -113,6 +134,29 @@ class FastWeightBlock(nn.Module):
         )
         x = x + self.readout(y)
         return x + self.down(self.up(self.feed_forward_norm(x)).relu()), state
+
+    def head_inputs(
+        self,
+        inputs: Float[Tensor, "T B D"],
+        state: Float[Tensor, "B H K V"],
+        *,
+        rule: Rule = "delta",
+        largest_strength: float = 1.0,
+    ) -> HeadInputs:
+        """What `forward`, given the same, computes with inside its compiled heads; for those who look inside."""
+        c = self.config
+        keys, values = c.n_heads * c.key_size, c.n_heads * c.value_size
+        sizes = [keys, keys, values, c.n_heads] + ([c.n_heads] if self.gated else [])
+        q, k, v, strength, *decay = self.project(self.norm(self.encode(inputs))).split(sizes, dim=-1)
+        return HeadInputs(
+            q=unit(q, c.key_size, epsilon=UNIT_EPSILON).unflatten(-1, (c.n_heads, c.key_size)),
+            k=unit(k, c.key_size, epsilon=UNIT_EPSILON).unflatten(-1, (c.n_heads, c.key_size)),
+            v=v.unflatten(-1, (c.n_heads, c.value_size)),
+            beta=largest_strength * torch.sigmoid(strength),
+            log_decay=-F.softplus(decay[0]) if self.gated else None,
+            state=state,
+            rule=rule,
+        )
 
     def _step_weights(self) -> BlockWeights:
         return BlockWeights(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fwp_rl.layers import FastWeightBlock, FastWeightConfig, write_strength_bias
+from fwp_rl.layers import FastWeightBlock, FastWeightConfig, HeadInputs, write_strength_bias
 from fwp_rl.memory import Memory
 from fwp_rl.registry import register
 from fwp_rl.state import State
@@ -48,3 +48,9 @@ class Additive(Memory):
     ) -> tuple[Float[Tensor, "T B O"], State]:
         """See `Memory.scan`."""
         return self.block(inputs, state, episode_starts, rule="additive")
+
+    def head_inputs(
+        self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
+    ) -> HeadInputs:
+        """See `fwp_rl.inspection.Inspectable`."""
+        return self.block.head_inputs(inputs, state, rule="additive")

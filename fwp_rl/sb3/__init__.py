@@ -1,5 +1,6 @@
 """The agent: PPO of Stable-Baselines3 with a memory from this package. Needs the extra `fwp-rl[sb3]`."""
 
+from fwp_rl.sb3.audit import audit_policy
 from fwp_rl.sb3.buffers import SequenceBatch, SequenceRolloutBuffer
 from fwp_rl.sb3.policies import (
     MemoryActorCriticCnnPolicy,
@@ -28,5 +29,6 @@ __all__ = [
     "PreviousInputs",
     "SequenceBatch",
     "SequenceRolloutBuffer",
+    "audit_policy",
     "load_policy",
 ]

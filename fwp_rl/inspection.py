@@ -1,0 +1,272 @@
+"""What is in a memory: what its fast weights hold, what a read consists of, and how far back its gradient reaches.
+
+    trace = inspect_memory(memory, inputs)         # a fast-weight memory
+    trace.retrieval[t, b, h]                       # how much of each value written before is in the read of step t
+    print(audit_gradients(memory, inputs))         # any memory
+
+A fast-weight memory of first order has an exact retrieval map: what is read is linear in what was written,
+
+    y_t = S_t^T q_t = sum_s a_ts v_s + c_t
+    a_ts = beta_s k_s^T A_{s+1} ... A_t q_t,     A_s = alpha_s (I - beta_s k_s k_s^T)
+
+(A_s = alpha_s I for the additive rule; c_t is what is left of the initial state). It is to a memory of fixed size what
+the attention map is to a transformer. Nothing like it exists for an LSTM.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fwp_rl.layers import HeadInputs
+from fwp_rl.memory import Memory
+from fwp_rl.ops import fast_weight_scan
+from fwp_rl.stack import MemoryStack
+from fwp_rl.state import State, map_state
+
+
+@runtime_checkable
+class Inspectable(Protocol):
+    """A memory that can be looked into: it tells what its heads are given.
+
+    For a memory whose heads hear what was read before, these are what they were given when it ran over the sequence;
+    a memory with several matrices for each head lays them side by side on the axis of heads.
+    """
+
+    def head_inputs(
+        self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
+    ) -> HeadInputs:
+        """Queries, keys, values and gates at every step; for the arguments see `Memory.scan`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryTrace:
+    """A fast-weight memory over a sequence; everything in the dtype of the memory, without gradient.
+
+    The retrieval map is exact:
+
+        reads[t, b, h] = sum_s retrieval[t, b, h, s] v[s, b, h] + from_state[t, b, h]
+    """
+
+    q: Float[Tensor, "T B H K"]
+    """Queries, as the memory computed them; of length 1 for most."""
+    k: Float[Tensor, "T B H K"]
+    """Keys, as the memory computed them; of length 1 for most."""
+    v: Float[Tensor, "T B H V"]
+    """Values, as the memory computed them."""
+    beta: Float[Tensor, "T B H"]
+    """Write strength: with the delta rule, the fraction of what its key recalls that a write replaces."""
+    decay: Float[Tensor, "T B H"]
+    """The fraction of the fast weights that is left before the write; 1 where the memory does not fade."""
+    episode_starts: Bool[Tensor, "T B"]
+    """Where the fast weights were emptied before the step."""
+    fast_weights: Float[Tensor, "T B H K V"]
+    """S_t, after the write of the step."""
+    norms: Float[Tensor, "T B H"]
+    """Frobenius norm of S_t."""
+    singular_values: Float[Tensor, "T B H R"]
+    """Singular values of S_t, largest first; R = min(K, V)."""
+    key_overlap: Float[Tensor, "T B H T"]
+    """k_t . k_s at `[t, b, h, s]`, the cosine of unit keys; 0 for later steps and across a start."""
+    surprise: Float[Tensor, "T B H"]
+    """|v_t - S'_t^T k_t|: how far what the key recalls, before the write, is from what is to be stored."""
+    reads: Float[Tensor, "T B H V"]
+    """S_t^T q_t, before any normalisation."""
+    retrieval: Float[Tensor, "T B H T"]
+    """The weight of value s in read t at `[t, b, h, s]`; exactly 0 for later steps and across a start."""
+    from_state: Float[Tensor, "T B H V"]
+    """What is left of the initial state in read t; exactly 0 after a start."""
+
+
+def inspect_memory(
+    memory: Memory,
+    inputs: Float[Tensor, "T B D"],
+    state: State | None = None,
+    episode_starts: Bool[Tensor, "T B"] | None = None,
+) -> MemoryTrace:
+    """Run a fast-weight memory over a sequence and keep everything that its heads did.
+
+    :param memory: A memory with the method of `Inspectable`; of a stack, one block at a time.
+    :param state: As for `Memory.scan`; None: the initial state.
+    :param episode_starts: As for `Memory.scan`; None: no starts.
+    """
+    if isinstance(memory, MemoryStack):
+        raise TypeError("memory is a stack: inspect one of its blocks, inspect_memory(memory.blocks[0], ...)")
+    if not isinstance(memory, Inspectable):
+        raise TypeError(
+            f"memory must be one of fast weights, with a method head_inputs, got {type(memory).__qualname__}; "
+            "audit_gradients takes any memory"
+        )
+    state, episode_starts = _complete(memory, inputs, state, episode_starts)
+    with torch.no_grad():
+        return trace_heads(memory.head_inputs(inputs, state, episode_starts), episode_starts)
+
+
+def trace_heads(heads: HeadInputs, episode_starts: Bool[Tensor, "T B"]) -> MemoryTrace:
+    """The same for given inputs of the heads: what would the fast weights do with these keys and values?"""
+    if heads.rule not in ("delta", "additive"):
+        raise ValueError(f"rule must be 'delta' or 'additive' to have a retrieval map, got {heads.rule!r}")
+    with torch.no_grad():
+        decay = torch.ones_like(heads.beta) if heads.log_decay is None else heads.log_decay.exp()
+        reads, fast_weights, surprise = _run(heads, decay, episode_starts)
+        episode = episode_starts.cumsum(0)  # [T, B], 0 before the first start
+        earlier = torch.ones(len(episode), len(episode), dtype=torch.bool, device=episode.device).tril()
+        reachable = (episode[:, :, None] == episode.T) & earlier[:, None]  # [T, B, T]
+        other = ~reachable[:, :, None]
+        broken = ~fast_weights.isfinite().all(-1).all(-1, keepdim=True)  # of which nothing is known
+        retrieval, from_state = _retrieval(heads, decay)
+        return MemoryTrace(
+            q=heads.q,
+            k=heads.k,
+            v=heads.v,
+            beta=heads.beta,
+            decay=decay,
+            episode_starts=episode_starts,
+            fast_weights=fast_weights,
+            norms=torch.linalg.matrix_norm(fast_weights),
+            singular_values=torch.linalg.svdvals(fast_weights.masked_fill(broken[..., None], 0.0)).masked_fill(
+                broken, torch.nan
+            ),
+            key_overlap=torch.einsum("tbhk,sbhk->tbhs", heads.k, heads.k).masked_fill(other, 0.0),
+            surprise=surprise,
+            reads=reads,
+            retrieval=retrieval.masked_fill(other, 0.0),
+            from_state=from_state.masked_fill((episode != 0)[:, :, None, None], 0.0),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientAudit:
+    """How far back the gradient of the last step reaches; print it."""
+
+    what: str
+    """What was differentiated."""
+    norms: Float[Tensor, " T"]
+    """Norm of the gradient with respect to the input n steps before, at `[n]`; root mean square over the rows."""
+    threshold: float
+    """Relative to the largest of `norms`; what is smaller counts as nothing."""
+
+    @property
+    def reach(self) -> int:
+        """The largest n whose gradient is above the threshold; 0 if only the present counts."""
+        above = (self.norms > self.threshold * self.norms.max()).nonzero()
+        return int(above[-1]) if len(above) else 0
+
+    def __str__(self) -> str:
+        """One line for n = 0, 1, 2, 4, 8, ... with a bar on a logarithmic scale, and the reach."""
+        steps, largest = len(self.norms), float(self.norms.max())
+        lines = [f"gradient of {self.what} with respect to the input n steps before"]
+        for n in sorted({0, steps - 1, *(2**power for power in range(steps.bit_length()) if 2**power < steps)}):
+            norm = float(self.norms[n])
+            # four characters for a factor of ten, down to a millionth
+            length = round(4 * (6 + math.log10(norm / largest))) if norm > 0 else 0
+            lines.append(f"  n = {n:<5d} {norm:8.1e}  {'#' * max(length, 0)}".rstrip())
+        if self.reach == steps - 1:
+            lines.append(f"reach: {self.reach} steps, all of the sequence")
+        else:
+            lines.append(
+                f"reach: {self.reach} of {steps - 1} steps; further back less than {self.threshold:g} of the largest"
+            )
+        return "\n".join(lines)
+
+
+def audit_gradients(
+    memory: Memory,
+    inputs: Float[Tensor, "T B D"],
+    state: State | None = None,
+    episode_starts: Bool[Tensor, "T B"] | None = None,
+    *,
+    threshold: float = 1e-3,
+) -> GradientAudit:
+    """Measure how far back the gradient of the last outputs reaches, n = 0 ... T - 1 steps.
+
+    The norm is the Frobenius norm of the Jacobian d outputs[T - 1, b] / d inputs[T - 1 - n, b]: one backward pass for
+    each unit of the output. A gradient that is cut on the way, by a detached state or a kernel that returns none, shows
+    as zeros; a memory that forgets, as a decay. For a policy see `fwp_rl.sb3.audit_policy`.
+
+    :param memory: Any memory.
+    :param state: As for `Memory.scan`; None: the initial state.
+    :param episode_starts: As for `Memory.scan`; None: no starts.
+    :param threshold: Relative to the largest norm; decides what `reach` counts.
+    """
+    state, episode_starts = _complete(memory, inputs, state, episode_starts)
+    with torch.enable_grad():
+        inputs = inputs.detach().requires_grad_()
+        outputs = memory.scan(inputs, map_state(torch.Tensor.detach, state), episode_starts)[0][-1]
+        return gradient_audit(f"the last outputs of {len(inputs)} steps", outputs, inputs, threshold)
+
+
+def gradient_audit(
+    what: str, last: Float[Tensor, "B O"], inputs: Float[Tensor, "T B D"], threshold: float
+) -> GradientAudit:
+    """The audit of what was computed from `inputs`, row by row, at the last of its steps."""
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold must be between 0 and 1, got {threshold}")
+    squares = torch.zeros(len(inputs), dtype=torch.float64)
+    if last.requires_grad:
+        for unit in last.unbind(-1):
+            # Rows are strangers, so one pass serves all of them.
+            (gradient,) = torch.autograd.grad(unit.sum(), inputs, retain_graph=True, materialize_grads=True)
+            squares += gradient.double().square().sum(-1).mean(-1).cpu()
+    return GradientAudit(what=what, norms=squares.sqrt().flip(0), threshold=threshold)
+
+
+def _complete(
+    memory: Memory, inputs: Tensor, state: State | None, episode_starts: Tensor | None
+) -> tuple[State, Tensor]:
+    """The state and the starts to use, after a check of what was given."""
+    if inputs.ndim != 3 or inputs.shape[-1] != memory.input_size or not inputs.numel():
+        raise ValueError(f"inputs must be [T, B, {memory.input_size}], at least one step, got {list(inputs.shape)}")
+    if state is None:
+        state = memory.initial_state(inputs.shape[1])
+    if episode_starts is None:
+        episode_starts = torch.zeros(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
+    if episode_starts.shape != inputs.shape[:2] or episode_starts.dtype != torch.bool:
+        raise ValueError(
+            f"episode_starts must be bool {list(inputs.shape[:2])}, "
+            f"got {episode_starts.dtype} {list(episode_starts.shape)}"
+        )
+    return state, episode_starts
+
+
+def _run(heads: HeadInputs, decay: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What is read, the fast weights and the surprise, step by step through the operator itself."""
+    state, reads, states, surprises = heads.state, [], [], []
+    for t in range(len(heads.q)):
+        now = slice(t, t + 1)
+        kept = state.masked_fill(episode_starts[t, :, None, None, None], 0.0) * decay[t, :, :, None, None]
+        surprises.append((heads.v[t] - torch.einsum("bhkv,bhk->bhv", kept, heads.k[t])).norm(dim=-1))
+        read, state = fast_weight_scan(
+            heads.q[now],
+            heads.k[now],
+            heads.v[now],
+            heads.beta[now],
+            state,
+            episode_starts[now],
+            log_decay=None if heads.log_decay is None else heads.log_decay[now],
+            rule=heads.rule,
+        )
+        reads.append(read[0])
+        states.append(state)
+    return torch.stack(reads), torch.stack(states), torch.stack(surprises)
+
+
+def _retrieval(heads: HeadInputs, decay: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights of all values, and of the initial state, in all reads: every query is sent back through the steps.
+
+    As if there were no starts: the caller sets to zero what is beyond one.
+    S_t^T q = S'^T (q - a k) + a v with a = beta k . q, or S'^T q + a v for the additive rule.
+    """
+    query = heads.q.clone()  # [T, B, H, K]
+    weights = query.new_zeros(*query.shape[:3], len(query))
+    for s in reversed(range(len(query))):
+        later = query[s:]
+        weight = heads.beta[s] * (heads.k[s] * later).sum(-1)
+        weights[s:, :, :, s] = weight
+        if heads.rule == "delta":
+            later = later - weight[..., None] * heads.k[s]
+        query[s:] = decay[s, :, :, None] * later
+    return weights, torch.einsum("tbhk,bhkv->tbhv", query, heads.state)
