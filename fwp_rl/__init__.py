@@ -8,11 +8,17 @@ the fast-weight ones share, `fwp_rl.testing.check_memory` the contract as code. 
 from fwp_rl.memories import (
     AdditiveConfig,
     DeltaConfig,
+    DeltaLSTMConfig,
+    DeltaMLPConfig,
+    DeltaRNNConfig,
+    FastWeightMemoryConfig,
     GatedDeltaConfig,
     GRUConfig,
     LSTMConfig,
     NoneConfig,
+    RecurrentDeltaConfig,
     RNNConfig,
+    SRWMConfig,
 )
 from fwp_rl.memory import Memory, MemoryConfig
 from fwp_rl.ops import fast_weight_scan
@@ -25,6 +31,10 @@ __version__ = "0.1.0"
 __all__ = [
     "AdditiveConfig",
     "DeltaConfig",
+    "DeltaLSTMConfig",
+    "DeltaMLPConfig",
+    "DeltaRNNConfig",
+    "FastWeightMemoryConfig",
     "GRUConfig",
     "GatedDeltaConfig",
     "LSTMConfig",
@@ -32,6 +42,8 @@ __all__ = [
     "MemoryConfig",
     "NoneConfig",
     "RNNConfig",
+    "RecurrentDeltaConfig",
+    "SRWMConfig",
     "State",
     "build_memory",
     "fast_weight_scan",

@@ -1,6 +1,7 @@
 """What fast-weight memories share: everything around the update rule, and how its gates start."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,8 +9,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fwp_rl.memory import MemoryConfig
-from fwp_rl.ops import BlockWeights, block_step, fast_weight_heads
+from fwp_rl.ops import BlockWeights, block_step, fast_rnn_scan, fast_weight_heads, fast_weight_scan, unit
+from fwp_rl.ops.fast_weight_heads import READ_EPSILON
 from fwp_rl.ops.fast_weight_scan import Rule
+from fwp_rl.state import State
 
 
 def linear(input_size: int, output_size: int, *, gain: float = 1.0, bias: bool = True) -> nn.Linear:
@@ -37,15 +40,44 @@ class FastWeightConfig(MemoryConfig):
     """Width of the feed-forward layer, as a multiple of `width`."""
 
 
-class FastWeightBlock(nn.Module):
-    """All of a fast-weight memory but its update rule.
-
-    A pre-norm residual block:
+class ResidualBlock(nn.Module):
+    """What a fast-weight memory is put into; the heads, with the slow net that programs them, are handed in.
 
         x = encode(inputs)
-        y = heads(project(norm(x)))
-        x = x + readout(y)
+        x = x + readout(heads(x))
         x = x + down(relu(up(norm(x))))
+
+    :param read_size: Of what the heads put out.
+    """
+
+    def __init__(self, input_size: int, width: int, read_size: int, expansion: int) -> None:
+        super().__init__()
+        self.encode = nn.Identity() if input_size == width else linear(input_size, width)
+        # Small, not zero: else the memory would get no gradient in the first update.
+        self.readout = linear(read_size, width, gain=0.5, bias=False)
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.up = linear(width, expansion * width)
+        self.down = linear(expansion * width, width, gain=0.5)
+
+    def forward(
+        self, inputs: Float[Tensor, "T B D"], heads: Callable[[Tensor], tuple[Tensor, State]]
+    ) -> tuple[Float[Tensor, "T B W"], State]:
+        """What the block puts out, and the state that `heads` returned with what it read."""
+        return self.behind_encoder(self.encode(inputs), heads)
+
+    def behind_encoder(
+        self, x: Float[Tensor, "T B W"], heads: Callable[[Tensor], tuple[Tensor, State]]
+    ) -> tuple[Float[Tensor, "T B W"], State]:
+        """The same from x on."""
+        y, state = heads(x)
+        x = x + self.readout(y)
+        return x + self.down(self.up(self.feed_forward_norm(x)).relu()), state
+
+
+class FastWeightBlock(nn.Module):
+    """All of a first-order fast-weight memory but its update rule.
+
+    A `ResidualBlock` with heads(x) = `fast_weight_heads`(project(norm(x))).
 
     A single step without gradient, which is what a rollout makes, is one compiled call on the CPU.
 
@@ -64,21 +96,16 @@ class FastWeightBlock(nn.Module):
             value_size=c.value_size,
             expansion=c.expansion,
         )
-        self.encode = nn.Identity() if input_size == c.width else linear(input_size, c.width)
         self.gated = len(gate_biases) == 2
+        keys, values = c.n_heads * c.key_size, c.n_heads * c.value_size
         self.norm = nn.LayerNorm(c.width)
         # One layer for queries, keys, values and gates: fewer and larger matrix products.
-        keys, values = c.n_heads * c.key_size, c.n_heads * c.value_size
         self.project = linear(c.width, 2 * keys + values + gate_biases.numel())
+        self.residual = ResidualBlock(input_size, c.width, values, c.expansion)
         with torch.no_grad():
             gates = slice(2 * keys + values, None)
             nn.init.orthogonal_(self.project.weight[gates], gain=0.1)
             self.project.bias[gates] = gate_biases.flatten()
-        # Small, not zero: else the memory would get no gradient in the first update.
-        self.readout = linear(values, c.width, gain=0.5, bias=False)
-        self.feed_forward_norm = nn.LayerNorm(c.width)
-        self.up = linear(c.width, c.expansion * c.width)
-        self.down = linear(c.expansion * c.width, c.width, gain=0.5)
 
     def empty_matrices(self, batch_size: int) -> Float[Tensor, "B H K V"]:
         """Fast weights that hold nothing."""
@@ -93,39 +120,84 @@ class FastWeightBlock(nn.Module):
         *,
         rule: Rule = "delta",
         largest_strength: float = 1.0,
-    ) -> tuple[Float[Tensor, "T B W"], Float[Tensor, "B H K V"]]:
+    ) -> tuple[Float[Tensor, "T B W"], State]:
         """What the block puts out, and the final fast weights; for the arguments see `fast_weight_heads`."""
-        x = self.encode(inputs)
+        x = self.residual.encode(inputs)
         if len(x) == 1 and not torch.is_grad_enabled():
             weights = self._step_weights()
             step = block_step(x[0], weights, state, episode_starts[0], rule=rule, largest_strength=largest_strength)
             if step is not None:
                 return step[0][None], step[1]
-        y, state = fast_weight_heads(
-            self.project(self.norm(x)),
-            state,
-            episode_starts,
-            rule=rule,
-            gated=self.gated,
-            largest_strength=largest_strength,
-        )
-        x = x + self.readout(y)
-        return x + self.down(self.up(self.feed_forward_norm(x)).relu()), state
+
+        def heads(x: Tensor) -> tuple[Tensor, State]:
+            return fast_weight_heads(
+                self.project(self.norm(x)),
+                state,
+                episode_starts,
+                rule=rule,
+                gated=self.gated,
+                largest_strength=largest_strength,
+            )
+
+        return self.residual.behind_encoder(x, heads)
 
     def _step_weights(self) -> BlockWeights:
+        block = self.residual
         return BlockWeights(
             self.norm.weight,
             self.norm.bias,
             self.project.weight,
             self.project.bias,
-            self.readout.weight,
-            self.feed_forward_norm.weight,
-            self.feed_forward_norm.bias,
-            self.up.weight,
-            self.up.bias,
-            self.down.weight,
-            self.down.bias,
+            block.readout.weight,
+            block.feed_forward_norm.weight,
+            block.feed_forward_norm.bias,
+            block.up.weight,
+            block.up.bias,
+            block.down.weight,
+            block.down.bias,
         )
+
+
+def fast_rnn_heads(
+    projected: Float[Tensor, "T B P"],
+    state: tuple[Tensor, ...],
+    episode_starts: Bool[Tensor, "T B"],
+) -> tuple[Float[Tensor, "T B Y"], State]:
+    """What recurrent fast nets put out, side by side and normalised (Y = H V), and the final state.
+
+        [q, k, v, b, k', v', b'] = projected                    for each head; all but q for each of the G gates
+        W = delta(W, softmax(k), v, sigmoid(b))                 fast weights from the query to the gates
+        R = delta(R, softmax(k'), v', sigmoid(b'))              fast weights from the last output to the gates
+        y = cell(W^T softmax(q) + R^T softmax(y))               see `fast_rnn_scan`
+
+    W depends on no output, so that its part is one scan for all steps. P = H (K + G (K + 3 V + 2)). The state is W
+    `[B, H, G, K, V]` and that of `fast_rnn_scan`.
+    """
+    matrices, recurrent, *carried = state
+    _, n_heads, n_gates, key_size, value_size = matrices.shape
+    slots = projected.to(matrices.dtype).unflatten(-1, (n_heads, -1))
+    gates = [n_gates * size for size in (key_size, value_size, 1, value_size, value_size, 1)]
+    q, *rest = slots.split([key_size, *gates], dim=-1)
+    k, v, b, own_k, own_v, own_b = (x.unflatten(-1, (n_gates, -1)) for x in rest)
+    z, matrices = fast_weight_scan(
+        q.softmax(-1)[..., None, :].expand(k.shape).flatten(2, 3),
+        k.softmax(-1).flatten(2, 3),
+        v.flatten(2, 3),
+        torch.sigmoid(b).flatten(2),
+        matrices.flatten(1, 2),
+        episode_starts,
+    )
+    z, matrices = z.unflatten(2, (n_heads, n_gates)), matrices.unflatten(1, (n_heads, n_gates))
+    y, carried_on = fast_rnn_scan(
+        own_k.softmax(-1), own_v, torch.sigmoid(own_b)[..., 0], z, (recurrent, *carried), episode_starts
+    )
+    return normalised_reads(y), (matrices, *carried_on)
+
+
+def normalised_reads(y: Float[Tensor, "T B H V"]) -> Float[Tensor, "T B Y"]:
+    """What the heads read, side by side, each scaled to a mean square of 1, as in `fast_weight_heads`."""
+    value_size = y.shape[-1]
+    return unit(y.flatten(-2), value_size, epsilon=READ_EPSILON * value_size, length=value_size**0.5)
 
 
 def spaced_time_constants(n_heads: int, shortest: float, longest: float) -> Float[Tensor, " H"]:

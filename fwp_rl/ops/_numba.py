@@ -385,7 +385,7 @@ def forward(
     if work < SERIAL_BELOW and not save:
         forward_kernel(_width(sizes, v.dtype), False)(*arguments)
     else:
-        with _threads(work):
+        with threads(work):
             forward_kernel(_width(sizes, v.dtype), True)(*arguments)
     return outputs, final, errors
 
@@ -420,7 +420,7 @@ def backward(
     sizes = *q.shape, v.shape[-1]
     tensors = [q, k, v, beta, decay, episode_starts, state.contiguous(), outputs, errors, doutputs, inner]
     tensors += [dq, dk, dv, dbeta, dbeta if dlog_decay is None else dlog_decay, dstate]
-    with _threads(3 * q.numel() * v.shape[-1]):
+    with threads(3 * q.numel() * v.shape[-1]):
         backward_kernel(_width(sizes, q.dtype), 32 // q.element_size())(
             *map(_rows, tensors), number(scale, q.dtype), rule == "delta", gated, sizes
         )
@@ -454,7 +454,7 @@ def _rows(x: Tensor) -> tuple[int, int, int, int]:
 
 
 @contextlib.contextmanager
-def _threads(work: int) -> Iterator[None]:
+def threads(work: int) -> Iterator[None]:
     """As many threads as torch uses now, one for little work."""
     available = numba.get_num_threads()
     numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS) if work >= SERIAL_BELOW else 1)
