@@ -1,5 +1,6 @@
 """What fast-weight memories share: everything around the update rule, and how its gates start."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,14 +89,7 @@ class FastWeightBlock(nn.Module):
     def __init__(self, input_size: int, config: FastWeightConfig, gate_biases: Float[Tensor, "G H"]) -> None:
         super().__init__()
         c = self.config = config
-        require_positive(
-            input_size=input_size,
-            width=c.width,
-            n_heads=c.n_heads,
-            key_size=c.key_size,
-            value_size=c.value_size,
-            expansion=c.expansion,
-        )
+        require_positive_sizes(input_size, c)
         self.gated = len(gate_biases) == 2
         keys, values = c.n_heads * c.key_size, c.n_heads * c.value_size
         self.norm = nn.LayerNorm(c.width)
@@ -216,6 +210,13 @@ def write_strength_bias(n_heads: int, key_size: int, largest: float) -> Float[Te
     tau = spaced_time_constants(n_heads, 16.0, 1024.0)
     beta = (key_size / tau).clamp(max=largest / 2)
     return torch.logit(beta / largest)
+
+
+def require_positive_sizes(input_size: int, config: MemoryConfig) -> None:
+    """Raise one `ValueError` that names the input size and every whole number of the config below 1."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    sizes = {name: value for name, value in values.items() if type(value) is int}
+    require_positive(input_size=input_size, **sizes)
 
 
 def require_positive(**sizes: int) -> None:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fwp_rl.layers import FastWeightConfig, ResidualBlock, linear, normalised_reads, require_positive
+from fwp_rl.layers import FastWeightConfig, ResidualBlock, linear, normalised_reads, require_positive_sizes
 from fwp_rl.memory import Memory
 from fwp_rl.ops import fast_weight_scan
 from fwp_rl.registry import register
@@ -41,15 +41,7 @@ class DeltaMLP(Memory):
     def __init__(self, input_size: int, config: DeltaMLPConfig) -> None:
         super().__init__()
         c = self.config = config
-        require_positive(
-            input_size=input_size,
-            width=c.width,
-            n_heads=c.n_heads,
-            key_size=c.key_size,
-            value_size=c.value_size,
-            n_layers=c.n_layers,
-            expansion=c.expansion,
-        )
+        require_positive_sizes(input_size, c)
         self.input_size = input_size
         self.output_size = c.width
         self.key_sizes = [c.key_size] + [c.value_size] * (c.n_layers - 1)

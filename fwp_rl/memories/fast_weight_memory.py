@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fwp_rl.layers import linear, require_positive
+from fwp_rl.layers import linear, require_positive_sizes
 from fwp_rl.memories.lstm import LSTMConfig
 from fwp_rl.memory import Memory, MemoryConfig
 from fwp_rl.ops import third_order_scan
@@ -50,13 +50,7 @@ class FastWeightMemory(Memory):
     def __init__(self, input_size: int, config: FastWeightMemoryConfig) -> None:
         super().__init__()
         c = self.config = config
-        require_positive(
-            input_size=input_size,
-            hidden_size=c.hidden_size,
-            entity_size=c.entity_size,
-            relation_size=c.relation_size,
-            n_reads=c.n_reads,
-        )
+        require_positive_sizes(input_size, c)
         self.input_size = input_size
         self.output_size = c.hidden_size
         self.controller = LSTMConfig(hidden_size=c.hidden_size).build(input_size)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fwp_rl.layers import FastWeightConfig, ResidualBlock, linear, normalised_reads, require_positive
+from fwp_rl.layers import FastWeightConfig, ResidualBlock, linear, normalised_reads, require_positive_sizes
 from fwp_rl.memory import Memory
 from fwp_rl.ops import recurrent_delta_scan
 from fwp_rl.registry import register
@@ -39,14 +39,7 @@ class RecurrentDelta(Memory):
     def __init__(self, input_size: int, config: RecurrentDeltaConfig) -> None:
         super().__init__()
         c = self.config = config
-        require_positive(
-            input_size=input_size,
-            width=c.width,
-            n_heads=c.n_heads,
-            key_size=c.key_size,
-            value_size=c.value_size,
-            expansion=c.expansion,
-        )
+        require_positive_sizes(input_size, c)
         self.input_size = input_size
         self.output_size = c.width
         slots = 2 * c.key_size + c.value_size + 1

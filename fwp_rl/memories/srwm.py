@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fwp_rl.layers import ResidualBlock, normalised_reads, require_positive
+from fwp_rl.layers import ResidualBlock, normalised_reads, require_positive_sizes
 from fwp_rl.memory import Memory, MemoryConfig
 from fwp_rl.ops import self_referential_scan
 from fwp_rl.registry import register
@@ -50,9 +50,7 @@ class SRWM(Memory):
     def __init__(self, input_size: int, config: SRWMConfig) -> None:
         super().__init__()
         c = self.config = config
-        require_positive(
-            input_size=input_size, width=c.width, n_heads=c.n_heads, value_size=c.value_size, expansion=c.expansion
-        )
+        require_positive_sizes(input_size, c)
         if c.width % c.n_heads:
             raise ValueError(f"width must be a multiple of n_heads, got width={c.width}, n_heads={c.n_heads}")
         self.input_size = input_size
