@@ -124,6 +124,7 @@ def _recurrent_delta_backward_program(
     d_matrix, d_y = d_matrices[b, h], d_carried[b, h]
     before = np.empty((CHUNK, K, V), d_y.dtype)
     written, d_written, erased = np.empty_like(d_y), np.empty_like(d_y), np.empty(K, d_y.dtype)
+    one = d_y.dtype.type(1)
     for chunk in range(checkpoints.shape[0] - 1, -1, -1):
         first, end = chunk * CHUNK, min(T, (chunk + 1) * CHUNK)
         copy_matrix(checkpoints[chunk, b, h], before[0])
@@ -145,7 +146,7 @@ def _recurrent_delta_backward_program(
             )
             softmax_gradient(q, d_q, d_q)
             softmax_gradient(k, d_k, d_k)
-            d_slot[2 * K + V] = d_beta * beta * (1 - beta)
+            d_slot[2 * K + V] = d_beta * beta * (one - beta)
             if starts[t, b]:
                 clear_matrix(d_matrix)
                 clear(d_y)
@@ -153,7 +154,7 @@ def _recurrent_delta_backward_program(
                 squashed = feedback[t, b, h]
                 read_transposed(recurrent[h], d_slot, d_y)
                 for j in range(V):
-                    d_y[j] *= 1 - squashed[j] * squashed[j]
+                    d_y[j] *= one - squashed[j] * squashed[j]
 
 
 @njit(parallel=True, cache=True)

@@ -157,7 +157,7 @@ def num_chunks(num_steps: int) -> int:
 
 
 def launch(
-    kernel: Callable, work: int, batch_size: int, n_heads: int, tensors: tuple[Tensor, ...], *options: bool
+    kernel: Callable, work: int, batch_size: int, n_heads: int, tensors: tuple[Tensor, ...], *options: object
 ) -> None:
     """Run one program for each head of each row, on as many threads as torch uses now; `work`: of one program."""
     arrays = tuple(tensor.detach().numpy() for tensor in tensors)

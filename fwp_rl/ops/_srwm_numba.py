@@ -123,7 +123,7 @@ def _backward_program(b, h, x, base, starts, reads, errors, checkpoints, d_outpu
             softmax_gradient(k, d_k, d_k)
             softmax_gradient(q, d_q, d_q)
             for j in range(4):
-                d_rates[j] *= rates[j] * (1 - rates[j])
+                d_rates[j] *= rates[j] * (rates.dtype.type(1) - rates[j])
             read_transposed(matrix, d_read, d_x[t, b, h])
             write(d_matrix, x[t, b, h], d_read)
             if starts[t, b]:

@@ -1,6 +1,7 @@
 """The third-order scan as fused loops for the CPU; the scheme is that of `_recurrent_numba`.
 
-One program takes one row of the batch through all steps. F is a matrix whose rows belong to pairs (entity, relation).
+One program takes one row of the batch through all steps. F is a matrix whose rows belong to pairs (entity, relation);
+`share` is 1 / V.
 """
 
 import torch  # before numba: the first to load OpenMP decides which copy both use
@@ -50,7 +51,7 @@ def _pairs_gradients(x, y, d_out, d_x, d_y):
 @njit(**FAST)
 def _write_and_bound(matrix, key, error, strength, written):
     """matrix += strength key error^T, scaled down to a norm of at most 1; returns the factor."""
-    one = strength.dtype.type(1)
+    one = matrix.dtype.type(1)
     for j in range(error.size):
         written[j] = strength * error[j]
     write(matrix, key, written)
@@ -69,11 +70,11 @@ def _write_and_bound(matrix, key, error, strength, written):
 @njit(**FAST)
 def _forward_program(
     b, entity, relation, v, beta, query, relations, starts, matrices, errors, normed, scales, checkpoints, outputs,
-    epsilon, save,
+    epsilon, share, save,
 ):  # fmt: skip
     T, V, N = v.shape[0], v.shape[2], relations.shape[2]
-    share = epsilon.dtype.type(1) / epsilon.dtype.type(V)
     matrix = matrices[b]
+    one = matrix.dtype.type(1)
     key, written = np.empty_like(matrix[:, 0]), np.empty_like(matrix[0])
     for t in range(T):
         s = t if save else 0
@@ -97,7 +98,7 @@ def _forward_program(
                 mean += y[j] * share
             for j in range(V):
                 y[j] -= mean
-            scale = 1 / np.sqrt(dot(y, y) * share + epsilon)
+            scale = one / np.sqrt(dot(y, y) * share + epsilon)
             for j in range(V):
                 y[j] *= scale
             scales[s, b, n] = scale
@@ -108,14 +109,14 @@ def _forward_program(
 @njit(**FAST)
 def _backward_program(
     b, entity, relation, beta, query, relations, starts, errors, normed, scales, checkpoints, d_outputs, d_matrices,
-    d_entity, d_relation, d_v, d_beta, d_query, d_relations, epsilon,
+    d_entity, d_relation, d_v, d_beta, d_query, d_relations, share,
 ):  # fmt: skip
     T, V, N = errors.shape[0], errors.shape[2], relations.shape[2]
-    share = epsilon.dtype.type(1) / epsilon.dtype.type(V)
     d_matrix = d_matrices[b]
     before = np.empty((CHUNK, d_matrix.shape[0], V), d_matrix.dtype)
-    after, written, d_read, d_x = np.empty_like(d_matrix), *(np.empty_like(d_matrix[0]) for _ in range(3))
-    key, d_key, erased = (np.empty(d_matrix.shape[0], d_matrix.dtype) for _ in range(3))
+    after, pairs, row = np.empty_like(d_matrix), d_matrix[:, 0], d_matrix[0]
+    key, d_key, erased = np.empty_like(pairs), np.empty_like(pairs), np.empty_like(pairs)
+    written, d_read, d_x = np.empty_like(row), np.empty_like(row), np.empty_like(row)
     for chunk in range(checkpoints.shape[0] - 1, -1, -1):
         first, end = chunk * CHUNK, min(T, (chunk + 1) * CHUNK)
         copy_matrix(checkpoints[chunk, b], before[0])
@@ -175,15 +176,15 @@ def _backward_program(
 
 
 @njit(parallel=True, cache=True)
-def _forward(batch_size, n_heads, arrays, epsilon, save):
+def _forward(batch_size, n_heads, arrays, epsilon, share, save):
     for program in prange(batch_size * n_heads):
-        _forward_program(program, *arrays, epsilon, save)
+        _forward_program(program, *arrays, epsilon, share, save)
 
 
 @njit(parallel=True, cache=True)
-def _backward(batch_size, n_heads, arrays, epsilon):
+def _backward(batch_size, n_heads, arrays, share):
     for program in prange(batch_size * n_heads):
-        _backward_program(program, *arrays, epsilon)
+        _backward_program(program, *arrays, share)
 
 
 def _run(*tensors: Tensor, save: bool) -> tuple[Tensor, ...]:
@@ -197,7 +198,8 @@ def _run(*tensors: Tensor, save: bool) -> tuple[Tensor, ...]:
     )
     checkpoints = empty((num_chunks(T) if save else 0, B, rows, V), matrix.dtype)
     arrays = (*inputs, episode_starts, matrix, errors, normed, scales, checkpoints, outputs)
-    launch(_forward, (4 + N) * T * rows * V, B, 1, arrays, number(NORM_EPSILON, matrix.dtype), save)
+    options = number(NORM_EPSILON, matrix.dtype), number(1 / V, matrix.dtype), save
+    launch(_forward, (4 + N) * T * rows * V, B, 1, arrays, *options)
     return outputs, matrix, errors, normed, scales, checkpoints
 
 
@@ -219,7 +221,7 @@ class _ThirdOrder(torch.autograd.Function):
         gradients = [empty(x.shape, x.dtype) for x in (entity, relation, errors, beta, query, relations)]
         arrays = (*saved, d_outputs, d_matrix, *gradients)
         work = (10 + 3 * N) * T * d_matrix[0].numel()
-        launch(_backward, work, B, 1, arrays, number(NORM_EPSILON, d_matrix.dtype))
+        launch(_backward, work, B, 1, arrays, number(1 / errors.shape[-1], errors.dtype))
         return *gradients, d_matrix, None
 
 
