@@ -1,6 +1,7 @@
 """Small matrices and vectors that stay in the first-level cache: what the recurrent fast-weight kernels are made of.
 
-Arrays are dense, of any size: whole tiles first, then number by number. The functions are inlined into the kernels.
+Arrays are dense, of any size: whole tiles first, then number by number. The functions are inlined into the kernels,
+whose cache numba does not renew when this file changes: delete it (`__pycache__`).
 """
 
 from collections.abc import Callable
@@ -46,7 +47,8 @@ def read(matrix, x, out):
             sums = multiply_add(load(like, x_ + i * size), load(wide, m + i * row + j * size), sums)
         store(out_ + j * size, sums)
         j += WIDE
-    while j + NARROW <= columns:
+    while j < columns and columns >= NARROW:
+        j = min(j, columns - NARROW)  # the last tile may do a part of the one before it once more
         few = narrow
         for i in range(rows):
             few = multiply_add(load(like, x_ + i * size), load(narrow, m + i * row + j * size), few)
@@ -94,11 +96,12 @@ def write(matrix, x, y):
     m, y_, row = _address(matrix), _address(y), columns * size_of(like)
     whole = columns - columns % NARROW
     for i in range(rows):
+        number = x[i]
         for j in range(0, whole, NARROW):
             place = m + i * row + j * size
-            store(place, multiply_add(x[i], load(narrow, y_ + j * size), load(narrow, place)))
+            store(place, multiply_add(number, load(narrow, y_ + j * size), load(narrow, place)))
         for j in range(whole, columns):
-            matrix[i, j] += x[i] * y[j]
+            matrix[i, j] += number * y[j]
 
 
 @njit(forceinline=True)

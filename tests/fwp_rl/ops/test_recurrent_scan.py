@@ -90,7 +90,10 @@ def assert_backends_agree(kind: str, leaves: list[Tensor], starts: Tensor) -> No
     for mine, other in zip(actual, expected, strict=True):
         # Gradients add up over time and batch: relative to the largest, as rounding is.
         scale = max(1.0, other.abs().max().item())
-        torch.testing.assert_close(mine / scale, other / scale, rtol=0, atol=TOLERANCE[leaves[0].dtype])
+        tolerance = TOLERANCE[leaves[0].dtype]
+        if kind == "third_order":
+            tolerance *= 10  # the norm of a small read magnifies its rounding
+        torch.testing.assert_close(mine / scale, other / scale, rtol=0, atol=tolerance)
 
 
 @kinds
