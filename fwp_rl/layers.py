@@ -41,12 +41,105 @@ class FastWeightConfig(MemoryConfig):
     """Width of the feed-forward layer, as a multiple of `width`."""
 
 
+class FastWeightBlock(nn.Module):
+    """All of a fast-weight memory but its update rule.
+
+    A pre-norm residual block:
+
+        x = encode(inputs)
+        y = heads(project(norm(x)))
+        x = x + readout(y)
+        x = x + down(relu(up(norm(x))))
+
+    A single step without gradient, which is what a rollout makes, is one compiled call on the CPU.
+
+    :param gate_biases: `[G, H]`: where the logits of the gates start: write strength and, if there is one, decay. Their
+        weights are small, so that the biases rule.
+    """
+
+    def __init__(self, input_size: int, config: FastWeightConfig, gate_biases: Float[Tensor, "G H"]) -> None:
+        super().__init__()
+        c = self.config = config
+        require_positive(
+            input_size=input_size,
+            width=c.width,
+            n_heads=c.n_heads,
+            key_size=c.key_size,
+            value_size=c.value_size,
+            expansion=c.expansion,
+        )
+        self.encode = nn.Identity() if input_size == c.width else linear(input_size, c.width)
+        self.gated = len(gate_biases) == 2
+        self.norm = nn.LayerNorm(c.width)
+        # One layer for queries, keys, values and gates: fewer and larger matrix products.
+        keys, values = c.n_heads * c.key_size, c.n_heads * c.value_size
+        self.project = linear(c.width, 2 * keys + values + gate_biases.numel())
+        with torch.no_grad():
+            gates = slice(2 * keys + values, None)
+            nn.init.orthogonal_(self.project.weight[gates], gain=0.1)
+            self.project.bias[gates] = gate_biases.flatten()
+        # Small, not zero: else the memory would get no gradient in the first update.
+        self.readout = linear(values, c.width, gain=0.5, bias=False)
+        self.feed_forward_norm = nn.LayerNorm(c.width)
+        self.up = linear(c.width, c.expansion * c.width)
+        self.down = linear(c.expansion * c.width, c.width, gain=0.5)
+
+    def empty_matrices(self, batch_size: int) -> Float[Tensor, "B H K V"]:
+        """Fast weights that hold nothing."""
+        c = self.config
+        return self.norm.weight.new_zeros(batch_size, c.n_heads, c.key_size, c.value_size)
+
+    def forward(
+        self,
+        inputs: Float[Tensor, "T B D"],
+        state: Float[Tensor, "B H K V"],
+        episode_starts: Bool[Tensor, "T B"],
+        *,
+        rule: Rule = "delta",
+        largest_strength: float = 1.0,
+    ) -> tuple[Float[Tensor, "T B W"], Float[Tensor, "B H K V"]]:
+        """What the block puts out, and the final fast weights; for the arguments see `fast_weight_heads`."""
+        x = self.encode(inputs)
+        if len(x) == 1 and not torch.is_grad_enabled():
+            weights = self._step_weights()
+            step = block_step(x[0], weights, state, episode_starts[0], rule=rule, largest_strength=largest_strength)
+            if step is not None:
+                return step[0][None], step[1]
+        y, state = fast_weight_heads(
+            self.project(self.norm(x)),
+            state,
+            episode_starts,
+            rule=rule,
+            gated=self.gated,
+            largest_strength=largest_strength,
+        )
+        x = x + self.readout(y)
+        return x + self.down(self.up(self.feed_forward_norm(x)).relu()), state
+
+    def _step_weights(self) -> BlockWeights:
+        return BlockWeights(
+            self.norm.weight,
+            self.norm.bias,
+            self.project.weight,
+            self.project.bias,
+            self.readout.weight,
+            self.feed_forward_norm.weight,
+            self.feed_forward_norm.bias,
+            self.up.weight,
+            self.up.bias,
+            self.down.weight,
+            self.down.bias,
+        )
+
+
 class ResidualBlock(nn.Module):
-    """What a fast-weight memory is put into; the heads, with the slow net that programs them, are handed in.
+    """`FastWeightBlock` without its heads: those, with the slow net that programs them, are handed in.
 
         x = encode(inputs)
         x = x + readout(heads(x))
         x = x + down(relu(up(norm(x))))
+
+    (`FastWeightBlock` has these layers for itself: saved models know them by their names.)
 
     :param read_size: Of what the heads put out.
     """
@@ -64,92 +157,10 @@ class ResidualBlock(nn.Module):
         self, inputs: Float[Tensor, "T B D"], heads: Callable[[Tensor], tuple[Tensor, State]]
     ) -> tuple[Float[Tensor, "T B W"], State]:
         """What the block puts out, and the state that `heads` returned with what it read."""
-        return self.behind_encoder(self.encode(inputs), heads)
-
-    def behind_encoder(
-        self, x: Float[Tensor, "T B W"], heads: Callable[[Tensor], tuple[Tensor, State]]
-    ) -> tuple[Float[Tensor, "T B W"], State]:
-        """The same from x on."""
+        x = self.encode(inputs)
         y, state = heads(x)
         x = x + self.readout(y)
         return x + self.down(self.up(self.feed_forward_norm(x)).relu()), state
-
-
-class FastWeightBlock(nn.Module):
-    """All of a first-order fast-weight memory but its update rule.
-
-    A `ResidualBlock` with heads(x) = `fast_weight_heads`(project(norm(x))).
-
-    A single step without gradient, which is what a rollout makes, is one compiled call on the CPU.
-
-    :param gate_biases: `[G, H]`: where the logits of the gates start: write strength and, if there is one, decay. Their
-        weights are small, so that the biases rule.
-    """
-
-    def __init__(self, input_size: int, config: FastWeightConfig, gate_biases: Float[Tensor, "G H"]) -> None:
-        super().__init__()
-        c = self.config = config
-        require_positive_sizes(input_size, c)
-        self.gated = len(gate_biases) == 2
-        keys, values = c.n_heads * c.key_size, c.n_heads * c.value_size
-        self.norm = nn.LayerNorm(c.width)
-        # One layer for queries, keys, values and gates: fewer and larger matrix products.
-        self.project = linear(c.width, 2 * keys + values + gate_biases.numel())
-        self.residual = ResidualBlock(input_size, c.width, values, c.expansion)
-        with torch.no_grad():
-            gates = slice(2 * keys + values, None)
-            nn.init.orthogonal_(self.project.weight[gates], gain=0.1)
-            self.project.bias[gates] = gate_biases.flatten()
-
-    def empty_matrices(self, batch_size: int) -> Float[Tensor, "B H K V"]:
-        """Fast weights that hold nothing."""
-        c = self.config
-        return self.norm.weight.new_zeros(batch_size, c.n_heads, c.key_size, c.value_size)
-
-    def forward(
-        self,
-        inputs: Float[Tensor, "T B D"],
-        state: Float[Tensor, "B H K V"],
-        episode_starts: Bool[Tensor, "T B"],
-        *,
-        rule: Rule = "delta",
-        largest_strength: float = 1.0,
-    ) -> tuple[Float[Tensor, "T B W"], State]:
-        """What the block puts out, and the final fast weights; for the arguments see `fast_weight_heads`."""
-        x = self.residual.encode(inputs)
-        if len(x) == 1 and not torch.is_grad_enabled():
-            weights = self._step_weights()
-            step = block_step(x[0], weights, state, episode_starts[0], rule=rule, largest_strength=largest_strength)
-            if step is not None:
-                return step[0][None], step[1]
-
-        def heads(x: Tensor) -> tuple[Tensor, State]:
-            return fast_weight_heads(
-                self.project(self.norm(x)),
-                state,
-                episode_starts,
-                rule=rule,
-                gated=self.gated,
-                largest_strength=largest_strength,
-            )
-
-        return self.residual.behind_encoder(x, heads)
-
-    def _step_weights(self) -> BlockWeights:
-        block = self.residual
-        return BlockWeights(
-            self.norm.weight,
-            self.norm.bias,
-            self.project.weight,
-            self.project.bias,
-            block.readout.weight,
-            block.feed_forward_norm.weight,
-            block.feed_forward_norm.bias,
-            block.up.weight,
-            block.up.bias,
-            block.down.weight,
-            block.down.bias,
-        )
 
 
 def fast_rnn_heads(
