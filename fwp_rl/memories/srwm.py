@@ -41,7 +41,7 @@ class SRWM(Memory):
         W_t = W_{t-1} + softmax(k) (rate W_{t-1}^T (softmax(q) - softmax(k)))^T
 
     The rates of the four blocks of columns, those that make y, k, q and b, are sigmoid(b_1), ... sigmoid(b_4). Irie et
-    al. 2022 (arXiv 2202.05780), equations 5 to 8 with four learning rates; as in the authors' reinforcement learning,
+    al. 2022 (arXiv 2202.05780), section 3, with four learning rates; as in the authors' reinforcement learning,
     without norm before the softmax, and b starts around 0. State: D `[B, H, K, V + 2 K + 4]`; zero is a fresh W_0.
 
     Without self-modification y = W_0^T x, and the state is `()`.
