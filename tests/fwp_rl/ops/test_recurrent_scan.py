@@ -190,7 +190,7 @@ def test_wrong_arguments_are_named(kind: str) -> None:
         run(kind, leaves, starts[1:], "reference")
     with pytest.raises((TypeError, jaxtyping.TypeCheckError), match="episode_starts"):
         run(kind, leaves, starts.long(), "reference")
-    with pytest.raises(ValueError, match="no backend"):
+    with pytest.raises((ValueError, jaxtyping.TypeCheckError), match="cuda"):
         run(kind, leaves, starts, "cuda")
 
 
