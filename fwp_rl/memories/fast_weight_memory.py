@@ -44,7 +44,7 @@ class FastWeightMemory(Memory):
 
     Schlag, Munkhdalai & Schmidhuber 2021 ("Learning associative inference using fast weight memory", ICLR), section 3;
     as in the authors' code writes are divided by V, the keys of reads are linear, the norm has no parameters, and b
-    starts at 1. State: F `[B, V R, V]` and that of the LSTM.
+    starts at 1. State: F `[B, V R, V]`, and h and c of the LSTM.
     """
 
     def __init__(self, input_size: int, config: FastWeightMemoryConfig) -> None:
@@ -63,20 +63,19 @@ class FastWeightMemory(Memory):
 
     def initial_state(self, batch_size: int) -> State:
         """No associations, and a fresh LSTM."""
-        c, controller = self.config, self.controller.initial_state(batch_size)
-        like = controller[0]
-        return like.new_zeros(batch_size, c.entity_size * c.relation_size, c.entity_size), controller
+        c, (h, cell) = self.config, self.controller.initial_state(batch_size)
+        return h.new_zeros(batch_size, c.entity_size * c.relation_size, c.entity_size), h, cell
 
     def scan(
         self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
     ) -> tuple[Float[Tensor, "T B O"], State]:
         """See `Memory.scan`."""
-        c, (matrix, controller) = self.config, state
-        h, controller = self.controller.scan(inputs, controller, episode_starts)
+        c, (matrix, *controller) = self.config, state
+        h, controller = self.controller.scan(inputs, tuple(controller), episode_starts)
         write = self.writes(h).split([c.entity_size, c.relation_size, c.entity_size, 1], dim=-1)
         entity, relation, value = (torch.tanh(x) for x in write[:3])
         query, relations = self.reads(h).split([c.entity_size, c.n_reads * c.relation_size], dim=-1)
         relations = relations.unflatten(-1, (c.n_reads, c.relation_size))
         strength = torch.sigmoid(write[3])[..., 0]
         y, matrix = third_order_scan(entity, relation, value, strength, query, relations, matrix, episode_starts)
-        return h + self.readout(y), (matrix, controller)
+        return h + self.readout(y), (matrix, *controller)

@@ -161,7 +161,7 @@ def plain_block(name: str, memory: Memory, inputs: Tensor, state: State, starts:
 def plain_fast_weight_memory(memory: Memory, inputs: Tensor, state: State, starts: Tensor) -> tuple[Tensor, State]:
     """F as the tensor `[entity, relation, entity]` of the paper."""
     p = dict(memory.named_parameters())
-    matrix, (h_all, c_all) = state  # type: ignore[misc]  # a tensor and two
+    matrix, h_all, c_all = state  # type: ignore[misc]  # three tensors
     rows, finals = [], []
     for b in range(B):
         F, h, c, outputs = matrix[b].reshape(4, 6, 4), h_all[b], c_all[b], []  # type: ignore[union-attr]  # tensors
@@ -188,7 +188,7 @@ def plain_fast_weight_memory(memory: Memory, inputs: Tensor, state: State, start
         rows.append(torch.stack(outputs))
         finals.append((F.reshape(24, 4), h, c))
     F, h, c = (torch.stack(parts) for parts in zip(*finals, strict=True))
-    return torch.stack(rows, 1), (F, (h, c))
+    return torch.stack(rows, 1), (F, h, c)
 
 
 @memories
