@@ -70,8 +70,8 @@ class FastWeightMemory(Memory):
         self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
     ) -> tuple[Float[Tensor, "T B O"], State]:
         """See `Memory.scan`."""
-        c, (matrix, *controller) = self.config, state
-        h, controller = self.controller.scan(inputs, tuple(controller), episode_starts)
+        c, (matrix, *controller_state) = self.config, state
+        h, controller = self.controller.scan(inputs, tuple(controller_state), episode_starts)
         write = self.writes(h).split([c.entity_size, c.relation_size, c.entity_size, 1], dim=-1)
         entity, relation, value = (torch.tanh(x) for x in write[:3])
         query, relations = self.reads(h).split([c.entity_size, c.n_reads * c.relation_size], dim=-1)
