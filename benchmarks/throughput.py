@@ -40,6 +40,7 @@ from fwp_rl.sb3 import MemoryPPO
 
 N_ENVS, N_STEPS, N_EPOCHS, N_MINIBATCHES = 16, 128, 4, 4
 NET_ARCH = {"pi": [64], "vf": [64]}
+RECURRENT = ("recurrent_delta", "delta_rnn", "srwm", "delta_lstm", "delta_mlp", "fast_weight_memory")
 RESULTS = pathlib.Path(__file__).parent / "results"
 
 
@@ -127,7 +128,7 @@ def contenders(make_env: Callable[[], VecEnv]) -> dict[str, BaseAlgorithm]:
         "RecurrentPPO patched": RecurrentPPO(PatchedPolicy, make_env(), policy_kwargs=lstm, **shared),
         "PPO": PPO("MlpPolicy", make_env(), **shared),
     }
-    for memory in ("lstm", "gru", "delta", "gated_delta"):
+    for memory in ("lstm", "gru", "delta", "gated_delta", *RECURRENT):
         kwargs = {"memory": memory, "net_arch": NET_ARCH}
         models[f"MemoryPPO {memory}"] = MemoryPPO("MlpPolicy", make_env(), policy_kwargs=kwargs, **shared)
     return models

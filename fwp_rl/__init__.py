@@ -10,11 +10,17 @@ from fwp_rl.matching import matched, memory_size
 from fwp_rl.memories import (
     AdditiveConfig,
     DeltaConfig,
+    DeltaLSTMConfig,
+    DeltaMLPConfig,
+    DeltaRNNConfig,
+    FastWeightMemoryConfig,
     GatedDeltaConfig,
     GRUConfig,
     LSTMConfig,
     NoneConfig,
+    RecurrentDeltaConfig,
     RNNConfig,
+    SRWMConfig,
 )
 from fwp_rl.memory import Memory, MemoryConfig
 from fwp_rl.ops import fast_weight_scan
@@ -27,6 +33,10 @@ __version__ = "0.1.0"
 __all__ = [
     "AdditiveConfig",
     "DeltaConfig",
+    "DeltaLSTMConfig",
+    "DeltaMLPConfig",
+    "DeltaRNNConfig",
+    "FastWeightMemoryConfig",
     "GRUConfig",
     "GatedDeltaConfig",
     "LSTMConfig",
@@ -34,6 +44,8 @@ __all__ = [
     "MemoryConfig",
     "NoneConfig",
     "RNNConfig",
+    "RecurrentDeltaConfig",
+    "SRWMConfig",
     "State",
     "audit_gradients",
     "build_memory",

@@ -1,6 +1,8 @@
 """What fast-weight memories share: everything around the update rule, and how its gates start."""
 
+import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,9 +12,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fwp_rl.memory import MemoryConfig
-from fwp_rl.ops import BlockWeights, block_step, fast_weight_heads, unit
-from fwp_rl.ops.fast_weight_heads import UNIT_EPSILON
+from fwp_rl.ops import BlockWeights, block_step, fast_rnn_scan, fast_weight_heads, fast_weight_scan, unit
+from fwp_rl.ops.fast_weight_heads import READ_EPSILON, UNIT_EPSILON
 from fwp_rl.ops.fast_weight_scan import Rule
+from fwp_rl.state import State
 
 
 def linear(input_size: int, output_size: int, *, gain: float = 1.0, bias: bool = True) -> nn.Linear:
@@ -175,6 +178,79 @@ class FastWeightBlock(nn.Module):
         )
 
 
+class ResidualBlock(nn.Module):
+    """`FastWeightBlock` without its heads: those, with the slow net that programs them, are handed in.
+
+        x = encode(inputs)
+        x = x + readout(heads(x))
+        x = x + down(relu(up(norm(x))))
+
+    (`FastWeightBlock` has these layers for itself: saved models know them by their names.)
+
+    :param read_size: Of what the heads put out.
+    """
+
+    def __init__(self, input_size: int, width: int, read_size: int, expansion: int) -> None:
+        super().__init__()
+        self.encode = nn.Identity() if input_size == width else linear(input_size, width)
+        # Small, not zero: else the memory would get no gradient in the first update.
+        self.readout = linear(read_size, width, gain=0.5, bias=False)
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.up = linear(width, expansion * width)
+        self.down = linear(expansion * width, width, gain=0.5)
+
+    def forward(
+        self, inputs: Float[Tensor, "T B D"], heads: Callable[[Tensor], tuple[Tensor, State]]
+    ) -> tuple[Float[Tensor, "T B W"], State]:
+        """What the block puts out, and the state that `heads` returned with what it read."""
+        x = self.encode(inputs)
+        y, state = heads(x)
+        x = x + self.readout(y)
+        return x + self.down(self.up(self.feed_forward_norm(x)).relu()), state
+
+
+def fast_rnn_heads(
+    projected: Float[Tensor, "T B P"],
+    state: tuple[Tensor, ...],
+    episode_starts: Bool[Tensor, "T B"],
+) -> tuple[Float[Tensor, "T B Y"], State]:
+    """What recurrent fast nets put out, side by side and normalised (Y = H V), and the final state.
+
+        [q, k, v, b, k', v', b'] = projected                    for each head; all but q for each of the G gates
+        W = delta(W, softmax(k), v, sigmoid(b))                 fast weights from the query to the gates
+        R = delta(R, softmax(k'), v', sigmoid(b'))              fast weights from the last output to the gates
+        y = cell(W^T softmax(q) + R^T softmax(y))               see `fast_rnn_scan`
+
+    W depends on no output, so that its part is one scan for all steps. P = H (K + G (K + 3 V + 2)). The state is W
+    `[B, H, G, K, V]` and that of `fast_rnn_scan`.
+    """
+    matrices, recurrent, *carried = state
+    _, n_heads, n_gates, key_size, value_size = matrices.shape
+    slots = projected.to(matrices.dtype).unflatten(-1, (n_heads, -1))
+    gates = [n_gates * size for size in (key_size, value_size, 1, value_size, value_size, 1)]
+    q, *rest = slots.split([key_size, *gates], dim=-1)
+    k, v, b, own_k, own_v, own_b = (x.unflatten(-1, (n_gates, -1)) for x in rest)
+    z, matrices = fast_weight_scan(
+        q.softmax(-1)[..., None, :].expand(k.shape).flatten(2, 3),
+        k.softmax(-1).flatten(2, 3),
+        v.flatten(2, 3),
+        torch.sigmoid(b).flatten(2),
+        matrices.flatten(1, 2),
+        episode_starts,
+    )
+    z, matrices = z.unflatten(2, (n_heads, n_gates)), matrices.unflatten(1, (n_heads, n_gates))
+    y, carried_on = fast_rnn_scan(
+        own_k.softmax(-1), own_v, torch.sigmoid(own_b)[..., 0], z, (recurrent, *carried), episode_starts
+    )
+    return normalised_reads(y), (matrices, *carried_on)
+
+
+def normalised_reads(y: Float[Tensor, "T B H V"]) -> Float[Tensor, "T B Y"]:
+    """What the heads read, side by side, each scaled to a mean square of 1, as in `fast_weight_heads`."""
+    value_size = y.shape[-1]
+    return unit(y.flatten(-2), value_size, epsilon=READ_EPSILON * value_size, length=value_size**0.5)
+
+
 def spaced_time_constants(n_heads: int, shortest: float, longest: float) -> Float[Tensor, " H"]:
     """One time constant (steps) for each head, spaced logarithmically: some heads start short, some long."""
     if n_heads == 1:
@@ -201,6 +277,13 @@ def write_strength_bias(n_heads: int, key_size: int, largest: float) -> Float[Te
     tau = spaced_time_constants(n_heads, 16.0, 1024.0)
     beta = (key_size / tau).clamp(max=largest / 2)
     return torch.logit(beta / largest)
+
+
+def require_positive_sizes(input_size: int, config: MemoryConfig) -> None:
+    """Raise one `ValueError` that names the input size and every whole number of the config below 1."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    sizes = {name: value for name, value in values.items() if type(value) is int}
+    require_positive(input_size=input_size, **sizes)
 
 
 def require_positive(**sizes: int) -> None:

@@ -2,18 +2,30 @@
 
 from fwp_rl.memories.additive import AdditiveConfig
 from fwp_rl.memories.delta import DeltaConfig
+from fwp_rl.memories.delta_lstm import DeltaLSTMConfig
+from fwp_rl.memories.delta_mlp import DeltaMLPConfig
+from fwp_rl.memories.delta_rnn import DeltaRNNConfig
+from fwp_rl.memories.fast_weight_memory import FastWeightMemoryConfig
 from fwp_rl.memories.gated_delta import GatedDeltaConfig
 from fwp_rl.memories.gru import GRUConfig
 from fwp_rl.memories.lstm import LSTMConfig
 from fwp_rl.memories.none import NoneConfig
+from fwp_rl.memories.recurrent_delta import RecurrentDeltaConfig
 from fwp_rl.memories.rnn import RNNConfig
+from fwp_rl.memories.srwm import SRWMConfig
 
 __all__ = [
     "AdditiveConfig",
     "DeltaConfig",
+    "DeltaLSTMConfig",
+    "DeltaMLPConfig",
+    "DeltaRNNConfig",
+    "FastWeightMemoryConfig",
     "GRUConfig",
     "GatedDeltaConfig",
     "LSTMConfig",
     "NoneConfig",
     "RNNConfig",
+    "RecurrentDeltaConfig",
+    "SRWMConfig",
 ]

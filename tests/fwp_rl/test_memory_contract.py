@@ -14,6 +14,7 @@ MEMORIES = list(memory_configs())
 
 def test_the_memories_of_the_package_are_registered() -> None:
     expected = {"none", "rnn", "gru", "lstm", "additive", "delta", "gated_delta"}
+    expected |= {"recurrent_delta", "delta_rnn", "delta_lstm", "delta_mlp", "srwm", "fast_weight_memory"}
     assert expected <= set(fwp_rl.memory_configs())
 
 

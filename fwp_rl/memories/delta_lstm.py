@@ -1,0 +1,69 @@
+"""`delta_lstm`: an LSTM whose weights are all fast (Irie, Schlag, Csordás & Schmidhuber 2021)."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from fwp_rl.layers import FastWeightConfig, ResidualBlock, fast_rnn_heads, linear, require_positive_sizes
+from fwp_rl.memory import Memory
+from fwp_rl.registry import register
+from fwp_rl.state import State
+
+GATES = 3
+
+
+@register("delta_lstm")
+@dataclass(frozen=True, kw_only=True)
+class DeltaLSTMConfig(FastWeightConfig):
+    """Fast weights with the delta rule, from the input and from the last output to the gates of an LSTM."""
+
+    width: int = 96
+    """Width of the residual stream, and size of the output; less than elsewhere, since the slow net is larger."""
+    n_heads: int = 2
+    """Separate fast nets."""
+
+    def build(self, input_size: int) -> Memory:
+        """The memory for inputs `[T, B, input_size]`."""
+        return DeltaLSTM(input_size, self)
+
+
+class DeltaLSTM(Memory):
+    """An LSTM whose weights are all fast.
+
+        W^g_t = delta(W^g_{t-1}, k^g, v^g, beta^g)     R^g_t = delta(R^g_{t-1}, k'^g, v'^g, beta'^g)     g = i, u, o
+        a^g = (W^g_t)^T softmax(q) + (R^g_t)^T softmax(y_{t-1})
+        c_t = sigmoid(a^i) a^u + (1 - sigmoid(a^i)) c_{t-1}
+        y_t = sigmoid(a^o) c_t
+
+    with keys from a softmax, strengths from a sigmoid, and delta(S, k, v, beta) = S + beta k (v - S^T k)^T. The Delta
+    LSTM of Irie et al. 2021 (arXiv 2106.06295), section 3.1, in the form of their best language model. The block around
+    it is that of `delta`. State: W `[B, H, 3, K, V]`, R `[B, H, 3, V, V]`, y and c `[B, H, V]`.
+    """
+
+    def __init__(self, input_size: int, config: DeltaLSTMConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        require_positive_sizes(input_size, c)
+        self.input_size = input_size
+        self.output_size = c.width
+        slots = c.key_size + GATES * (c.key_size + 3 * c.value_size + 2)
+        self.norm = nn.LayerNorm(c.width)
+        self.project = linear(c.width, c.n_heads * slots)
+        self.block = ResidualBlock(input_size, c.width, c.n_heads * c.value_size, c.expansion)
+
+    def initial_state(self, batch_size: int) -> State:
+        """Empty fast weights, empty cells, and no output yet."""
+        c, like = self.config, self.norm.weight
+        return (
+            like.new_zeros(batch_size, c.n_heads, GATES, c.key_size, c.value_size),
+            like.new_zeros(batch_size, c.n_heads, GATES, c.value_size, c.value_size),
+            like.new_zeros(batch_size, c.n_heads, c.value_size),
+            like.new_zeros(batch_size, c.n_heads, c.value_size),
+        )
+
+    def scan(
+        self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
+    ) -> tuple[Float[Tensor, "T B O"], State]:
+        """See `Memory.scan`."""
+        return self.block(inputs, lambda x: fast_rnn_heads(self.project(self.norm(x)), state, episode_starts))

@@ -1,0 +1,77 @@
+"""`delta_mlp`: a fast net of several layers, programmed by the delta rule (Irie, Schlag et al. 2021)."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from fwp_rl.layers import FastWeightConfig, ResidualBlock, linear, normalised_reads, require_positive_sizes
+from fwp_rl.memory import Memory
+from fwp_rl.ops import fast_weight_scan
+from fwp_rl.registry import register
+from fwp_rl.state import State
+
+
+@register("delta_mlp")
+@dataclass(frozen=True, kw_only=True)
+class DeltaMLPConfig(FastWeightConfig):
+    """Fast weights with the delta rule in several layers, one after the other."""
+
+    n_layers: int = 2
+    """Fast layers."""
+    expansion: int = 1
+    """Width of the feed-forward layer, as a multiple of `width`; less than elsewhere, since the slow net is larger."""
+
+    def build(self, input_size: int) -> Memory:
+        """The memory for inputs `[T, B, input_size]`."""
+        return DeltaMLP(input_size, self)
+
+
+class DeltaMLP(Memory):
+    """A feed-forward net of L layers whose weights are all fast.
+
+        y^0 = q     S^l_t = delta(S^l_{t-1}, k^l, v^l, beta^l)     y^l = (S^l_t)^T softmax(y^(l-1))     y = y^L
+
+    with keys from a softmax, strengths from a sigmoid, and delta(S, k, v, beta) = S + beta k (v - S^T k)^T. The Delta
+    MLP of Irie et al. 2021 (arXiv 2106.06295), section 3.1. The block around it is that of `delta`. Nothing is fed
+    back: each layer is one scan for all steps. State: S of each layer, `[B, H, K, V]` and then `[B, H, V, V]`.
+    """
+
+    def __init__(self, input_size: int, config: DeltaMLPConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        require_positive_sizes(input_size, c)
+        self.input_size = input_size
+        self.output_size = c.width
+        self.key_sizes = [c.key_size] + [c.value_size] * (c.n_layers - 1)
+        slots = c.key_size + sum(self.key_sizes) + c.n_layers * (c.value_size + 1)
+        self.norm = nn.LayerNorm(c.width)
+        self.project = linear(c.width, c.n_heads * slots)
+        self.block = ResidualBlock(input_size, c.width, c.n_heads * c.value_size, c.expansion)
+
+    def initial_state(self, batch_size: int) -> State:
+        """Empty fast weights."""
+        c, like = self.config, self.norm.weight
+        return tuple(like.new_zeros(batch_size, c.n_heads, size, c.value_size) for size in self.key_sizes)
+
+    def scan(
+        self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
+    ) -> tuple[Float[Tensor, "T B O"], State]:
+        """See `Memory.scan`."""
+
+        def heads(x: Tensor) -> tuple[Tensor, State]:
+            c = self.config
+            slots = self.project(self.norm(x)).unflatten(-1, (c.n_heads, -1))
+            sizes = [size for key_size in self.key_sizes for size in (key_size, c.value_size, 1)]
+            y, *layers = slots.split([c.key_size, *sizes], dim=-1)
+            matrices = []
+            for i, matrix in enumerate(state):
+                k, v, b = layers[3 * i : 3 * i + 3]
+                y, matrix = fast_weight_scan(
+                    y.softmax(-1), k.softmax(-1), v, torch.sigmoid(b)[..., 0], matrix, episode_starts
+                )
+                matrices.append(matrix)
+            return normalised_reads(y), tuple(matrices)
+
+        return self.block(inputs, heads)

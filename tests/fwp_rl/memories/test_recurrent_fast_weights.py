@@ -1,0 +1,291 @@
+"""The recurrent and self-referential fast-weight memories against plain versions of their papers' equations.
+
+Written as in the papers: one row, one head and one step at a time, weight matrices `[value, key]` times vectors.
+"""
+
+import inspect
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fwp_rl import build_memory
+from fwp_rl.memories.delta_lstm import DeltaLSTMConfig
+from fwp_rl.memories.delta_mlp import DeltaMLPConfig
+from fwp_rl.memories.delta_rnn import DeltaRNNConfig
+from fwp_rl.memories.fast_weight_memory import FastWeightMemoryConfig
+from fwp_rl.memories.recurrent_delta import RecurrentDeltaConfig
+from fwp_rl.memories.srwm import SRWM, SRWMConfig
+from fwp_rl.memory import Memory, MemoryConfig
+from fwp_rl.state import State, map_state, state_leaves
+
+T, B, D = 23, 3, 11
+SIZES = {"width": 10, "n_heads": 2, "key_size": 5, "value_size": 7}
+CONFIGS: dict[str, MemoryConfig] = {
+    "recurrent_delta": RecurrentDeltaConfig(**SIZES),
+    "delta_rnn": DeltaRNNConfig(**SIZES),
+    "delta_lstm": DeltaLSTMConfig(**SIZES),
+    "delta_mlp": DeltaMLPConfig(**SIZES, n_layers=3),
+    "srwm": SRWMConfig(width=10, n_heads=2, value_size=7),
+    "fast_weight_memory": FastWeightMemoryConfig(hidden_size=9, entity_size=4, relation_size=6, n_reads=2),
+}
+
+memories = pytest.mark.parametrize("name", CONFIGS)
+
+
+def make(name: str) -> tuple[Memory, Tensor, State, Tensor]:
+    """A memory with no parameter at 0 or 1, inputs, a used state and starts."""
+    memory = CONFIGS[name].build(D).double()
+    with torch.no_grad():
+        for parameter in memory.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    inputs = torch.randn(T, B, D, dtype=torch.float64, requires_grad=True)
+    state = map_state(lambda x: (0.3 * torch.randn_like(x)).requires_grad_(), memory.initial_state(B))
+    starts = torch.rand(T, B) < 0.15
+    starts[16, 0] = True
+    return memory, inputs, state, starts
+
+
+# ---------------------------------------------------------------------------------------------- the papers' equations
+
+
+def delta(W: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
+    """W + beta (v - W k) k^T, with a column for each key."""
+    return W + beta * torch.outer(v - W @ k, k)
+
+
+def softmax(x: Tensor) -> Tensor:
+    return x.exp() / x.exp().sum()
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    return 1 / (1 + (-x).exp())
+
+
+def recurrent_delta(memory: Memory, slots: Tensor, head: int, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    W, y = state
+    R = memory.recurrent[head].T  # type: ignore[index, union-attr]  # a parameter
+    q, k, v, b = (slots + R @ y.tanh()).split([5, 5, 7, 1])
+    W = delta(W.T, softmax(k), v, sigmoid(b)).T
+    y = W.T @ softmax(q)
+    return y, [W, y]
+
+
+def delta_rnn(memory: Memory, slots: Tensor, head: int, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    W, R, y = state
+    q, k, v, b, own_k, own_v, own_b = slots.split([5, 5, 7, 1, 7, 7, 1])
+    W = delta(W[0].T, softmax(k), v, sigmoid(b)).T[None]
+    R = delta(R[0].T, softmax(own_k), own_v, sigmoid(own_b)).T[None]
+    y = W[0].T @ softmax(q) + R[0].T @ softmax(y)
+    return y, [W, R, y]
+
+
+def delta_lstm(memory: Memory, slots: Tensor, head: int, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    W, R, y, c = state
+    q, keys, values, b, own_keys, own_values, own_b = slots.split([5, 15, 21, 3, 21, 21, 3])
+    gates, new_W, new_R = [], [], []
+    for g in range(3):
+        new_W.append(delta(W[g].T, softmax(keys[5 * g : 5 * g + 5]), values[7 * g : 7 * g + 7], sigmoid(b[g])))
+        own_key, own_value = own_keys[7 * g : 7 * g + 7], own_values[7 * g : 7 * g + 7]
+        new_R.append(delta(R[g].T, softmax(own_key), own_value, sigmoid(own_b[g])))
+        gates.append(new_W[g] @ softmax(q) + new_R[g] @ softmax(y))
+    i, u, o = sigmoid(gates[0]), gates[1], sigmoid(gates[2])
+    c = i * u + (1 - i) * c
+    y = o * c
+    return y, [torch.stack([x.T for x in new_W]), torch.stack([x.T for x in new_R]), y, c]
+
+
+def delta_mlp(memory: Memory, slots: Tensor, head: int, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    h, *layers = slots.split([5, 5, 7, 1, 7, 7, 1, 7, 7, 1])
+    new = []
+    for layer, W in enumerate(state):
+        k, v, b = layers[3 * layer : 3 * layer + 3]
+        new.append(delta(W.T, softmax(k), v, sigmoid(b)).T)
+        h = new[-1].T @ softmax(h)
+    return h, new
+
+
+def srwm(memory: Memory, x: Tensor, head: int, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    W_0 = memory.initial_matrix[head]  # type: ignore[index, union-attr]  # a parameter
+    W = (W_0 + state[0]).T
+    y, k, q, b = (W @ softmax(x)).split([7, 5, 5, 4])
+    k, q, b = softmax(k), softmax(q), sigmoid(b)
+    new = []
+    for rate, block in zip(b, W.split([7, 5, 5, 4]), strict=True):  # the four learning rates
+        new.append(block + rate * torch.outer(block @ q - block @ k, k))
+    return y, [torch.cat(new).T - W_0]
+
+
+HEADS: dict[str, Callable[..., tuple[Tensor, list[Tensor]]]] = {
+    "recurrent_delta": recurrent_delta,
+    "delta_rnn": delta_rnn,
+    "delta_lstm": delta_lstm,
+    "delta_mlp": delta_mlp,
+    "srwm": srwm,
+}
+
+
+def plain_block(name: str, memory: Memory, inputs: Tensor, state: State, starts: Tensor) -> tuple[Tensor, State]:
+    """The residual block around the heads, and one head after the other."""
+    p, H = dict(memory.named_parameters()), 2
+    x = inputs @ p["block.encode.weight"].T + p["block.encode.bias"]
+    slots = x
+    if name != "srwm":
+        normed = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()
+        normed = normed * p["norm.weight"] + p["norm.bias"]
+        slots = normed @ p["project.weight"].T + p["project.bias"]
+    leaves = [state] if isinstance(state, Tensor) else list(state)
+    outputs, finals = torch.zeros(T, B, H, 7, dtype=torch.float64), [torch.zeros_like(leaf) for leaf in leaves]  # type: ignore[arg-type]  # tensors
+    for b in range(B):
+        for head in range(H):
+            own = [leaf[b, head] for leaf in leaves]  # type: ignore[index]  # tensors
+            for t in range(T):
+                if starts[t, b]:
+                    own = [torch.zeros_like(leaf) for leaf in own]
+                y, own = HEADS[name](memory, slots[t, b].reshape(H, -1)[head], head, own)
+                outputs[t, b, head] = y
+            for final, mine in zip(finals, own, strict=True):
+                final[b, head] = mine
+    reads = outputs / (outputs.square().mean(-1, keepdim=True) + 1e-3).sqrt()
+    x = x + reads.flatten(-2) @ p["block.readout.weight"].T
+    normed = functional.layer_norm(
+        x, x.shape[-1:], p["block.feed_forward_norm.weight"], p["block.feed_forward_norm.bias"]
+    )
+    hidden = (normed @ p["block.up.weight"].T + p["block.up.bias"]).clamp(min=0)
+    x = x + hidden @ p["block.down.weight"].T + p["block.down.bias"]
+    return x, finals[0] if isinstance(state, Tensor) else tuple(finals)
+
+
+def plain_fast_weight_memory(memory: Memory, inputs: Tensor, state: State, starts: Tensor) -> tuple[Tensor, State]:
+    """F as the tensor `[entity, relation, entity]` of the paper."""
+    p = dict(memory.named_parameters())
+    matrix, h_all, c_all = state  # type: ignore[misc]  # three tensors
+    rows, finals = [], []
+    for b in range(B):
+        F, h, c, outputs = matrix[b].reshape(4, 6, 4), h_all[b], c_all[b], []  # type: ignore[union-attr]  # tensors
+        for t in range(T):
+            if starts[t, b]:
+                F, h, c = torch.zeros_like(F), torch.zeros_like(h), torch.zeros_like(c)
+            gates = p["controller.weight_ih"] @ inputs[t, b] + p["controller.bias_ih"]
+            gates = gates + p["controller.weight_hh"] @ h + p["controller.bias_hh"]
+            i, f, g, o = gates.chunk(4)
+            c = sigmoid(f) * c + sigmoid(i) * g.tanh()
+            h = sigmoid(o) * c.tanh()
+            s, r, v, beta = (p["writes.weight"] @ h + p["writes.bias"]).split([4, 6, 4, 1])
+            s, r, v, beta = s.tanh(), r.tanh(), v.tanh(), sigmoid(beta)
+            old = torch.einsum("srv,s,r->v", F, s, r)
+            F = F + torch.einsum("s,r,v->srv", s, r, beta * (v - old) / 4)
+            norm = F.square().sum().sqrt()
+            if norm > 1:
+                F = F / norm
+            n, *chain = (p["reads.weight"] @ h + p["reads.bias"]).split([4, 6, 6])
+            for relation in chain:
+                n = torch.einsum("srv,s,r->v", F, n, relation)
+                n = (n - n.mean()) / (n.var(correction=0) + 1e-5).sqrt()
+            outputs.append(h + p["readout.weight"] @ n + p["readout.bias"])
+        rows.append(torch.stack(outputs))
+        finals.append((F.reshape(24, 4), h, c))
+    F, h, c = (torch.stack(parts) for parts in zip(*finals, strict=True))
+    return torch.stack(rows, 1), (F, h, c)
+
+
+@memories
+def test_it_is_what_the_paper_says(name: str) -> None:
+    """Catches a transposed matrix, a swapped slot, a read before (or after) the write, a wrong activation or norm, a
+    start that is late, and any gradient that is cut: of inputs, of the incoming state and of every parameter."""
+    memory, inputs, state, starts = make(name)
+
+    def everything(outputs: Tensor, final: State) -> list[Tensor]:
+        results = [outputs, *state_leaves(final)]
+        generator = torch.Generator().manual_seed(2)
+        loss = sum((x * torch.randn(x.shape, generator=generator, dtype=x.dtype)).sum() for x in results)
+        leaves = [inputs, *state_leaves(state), *memory.parameters()]
+        return results + list(torch.autograd.grad(loss, leaves))
+
+    actual = everything(*memory.scan(inputs, state, starts))
+    if name == "fast_weight_memory":
+        expected = everything(*plain_fast_weight_memory(memory, inputs, state, starts))
+    else:
+        expected = everything(*plain_block(name, memory, inputs, state, starts))
+    for mine, other in zip(actual, expected, strict=True):
+        scale = max(1.0, other.abs().max().item())
+        torch.testing.assert_close(mine / scale, other / scale, rtol=0, atol=1e-10)
+
+
+@memories
+def test_gradient_reaches_back_beyond_a_chunk(name: str) -> None:
+    """Catches a gradient that is cut at the seam of two chunks of 16 steps, or after a single step."""
+    memory, *_ = make(name)
+    inputs = torch.randn(40, B, D, dtype=torch.float64, requires_grad=True)
+    outputs, _ = memory.scan(inputs, memory.initial_state(B), torch.zeros(40, B, dtype=torch.bool))
+    (gradient,) = torch.autograd.grad(outputs[-1].sin().sum(), inputs)
+    assert gradient.any(-1).all()
+
+
+@memories
+def test_learned_matrices_learn_from_one_step(name: str) -> None:
+    """Catches parameters that get no gradient, for which an optimiser would not move them. What the self-referential
+    matrix writes is read at the next step: two steps."""
+    memory, inputs, _, _ = make(name)
+    outputs, _ = memory.scan(inputs[:2], memory.initial_state(B), torch.zeros(2, B, dtype=torch.bool))
+    outputs.sin().sum().backward()
+    for parameter, value in memory.named_parameters():
+        assert value.grad is not None, parameter
+        assert value.grad.any(), parameter
+
+
+def test_self_referential_state_is_the_difference_to_what_is_learned() -> None:
+    """Catches a state that holds W: after an update of W_0 it would mean something else, and zero would be no fresh
+    state."""
+    memory, inputs, state, starts = make("srwm")
+    assert isinstance(memory, SRWM)
+    assert isinstance(state, Tensor)
+    inputs, difference, no_starts = inputs[:, :1], state[:1], torch.zeros_like(starts[:, :1])
+    outputs, final = memory.scan(inputs, difference, no_starts)
+    with torch.no_grad():
+        memory.initial_matrix += difference[0]
+    moved_outputs, moved_final = memory.scan(inputs, memory.initial_state(1), no_starts)
+    torch.testing.assert_close(moved_outputs, outputs)
+    torch.testing.assert_close(moved_final + difference, final)
+
+
+def test_without_self_modification_nothing_is_remembered() -> None:
+    """Catches an ablation that still writes, or that still has the rows for keys, queries and rates."""
+    memory = SRWMConfig(width=10, n_heads=2, value_size=7, self_modifying=False).build(D).double()
+    inputs, starts = torch.randn(T, B, D, dtype=torch.float64), torch.zeros(T, B, dtype=torch.bool)
+    outputs, state = memory.scan(inputs, memory.initial_state(B), starts)
+    backwards, _ = memory.scan(inputs.flip(0), memory.initial_state(B), starts)
+    torch.testing.assert_close(outputs, backwards.flip(0))
+    assert state == ()
+    assert memory.initial_matrix.shape == (2, 5, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("recurrent_delta", 145_284),
+        ("delta_rnn", 133_512),
+        ("srwm", 128_256),
+        ("delta_lstm", 137_932),
+        ("delta_mlp", 133_512),
+        ("fast_weight_memory", 135_713),
+    ],
+)
+def test_default_sizes_are_near_those_of_the_lstm(name: str, parameters: int) -> None:
+    """Catches a default that would make comparisons unfair, or a parameter that nobody meant."""
+    count = sum(p.numel() for p in build_memory(name, 128).parameters())
+    lstm = sum(p.numel() for p in build_memory("lstm", 128).parameters())
+    assert count == parameters
+    assert abs(count / lstm - 1) < 0.12
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_sizes_are_checked(name: str) -> None:
+    config = CONFIGS[name]
+    for field in inspect.signature(type(config)).parameters:
+        if field != "self_modifying":
+            wrong = type(config)(**{**vars(config), field: 0})
+            with pytest.raises(ValueError, match=f"{field} ?(=|must be at least 1, got) ?0"):
+                wrong.build(D)
