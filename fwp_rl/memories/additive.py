@@ -26,10 +26,11 @@ class Additive(Memory):
 
         k, q = unit(Wk z), unit(Wq z)     v = Wv z     beta = sigmoid(w z + b)
         S_t = S_{t-1} + beta k v^T
-        y_t = S_t^T q
+        y_t = S_t^T q + s v
 
     Schmidhuber 1991 (outer products of FROM and TO patterns), with the projections and the write strength of `delta`,
-    so that a comparison of the two isolates the update rule. State: S `[B, H, K, V]`.
+    so that a comparison of the two isolates the update rule. The share s of the present value is learned;
+    half of the heads start at -1 and read change. State: S `[B, H, K, V]`.
     """
 
     def __init__(self, input_size: int, config: AdditiveConfig) -> None:

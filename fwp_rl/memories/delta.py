@@ -29,10 +29,11 @@ class Delta(Memory):
 
         k, q = unit(Wk z), unit(Wq z)     v = Wv z     beta = sigmoid(w z + b)
         S_t = S_{t-1} + beta k (v - S_{t-1}^T k)^T
-        y_t = S_t^T q
+        y_t = S_t^T q + s v
 
     Schlag et al. 2021 (arXiv 2102.11174), equations 23 to 25, with L2-normalised keys (Yang et al. 2024, arXiv
-    2406.06484) in the place of sum-normalised ones. State: S `[B, H, K, V]`.
+    2406.06484) in the place of sum-normalised ones. The share s of the present value is learned;
+    half of the heads start at -1 and read change. State: S `[B, H, K, V]`.
     """
 
     def __init__(self, input_size: int, config: DeltaConfig) -> None:

@@ -31,10 +31,11 @@ class GatedDelta(Memory):
         k, q = unit(Wk z), unit(Wq z)     v = Wv z     beta = sigmoid(w z + b)     log alpha = -softplus(a z + c)
         S' = alpha S_{t-1}
         S_t = S' + beta k (v - S'^T k)^T
-        y_t = S_t^T q
+        y_t = S_t^T q + s v
 
     Yang et al. 2025 (arXiv 2412.06464), equation 10. Heads start with time constants 1 / (1 - alpha) from 64 to 8192
-    steps: the initialisation for language models forgets within 16 steps in the median head. State: S `[B, H, K, V]`.
+    steps: the initialisation for language models forgets within 16 steps in the median head. The share s of the present
+    value is learned; half of the heads start at -1 and read change. State: S `[B, H, K, V]`.
     """
 
     def __init__(self, input_size: int, config: GatedDeltaConfig) -> None:
