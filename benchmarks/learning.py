@@ -2,6 +2,7 @@
 
     python -m benchmarks.learning t-maze                # all memories and seeds of one question
     python -m benchmarks.learning memory-s9 memory-s11  # hours
+    python -m benchmarks.learning memory-s9 --memory delta   # of the other memories the committed results stay
     python -m benchmarks.learning --smoke               # seconds, writes nothing
 
 Every run is `python train.py` with the preset of its task, one thread, and its own directory under
@@ -19,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,6 +164,16 @@ def verdict(question: Question, rows: list[dict[str, Any]], memory: str) -> str:
     return f"{sum(value >= question.bar for value in values)} of {len(values)} reach {question.bar:g}"
 
 
+def machines_of(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """The memories that were measured on each machine, with its versions and the date."""
+    machines: dict[str, list[str]] = {}
+    for r in rows:
+        of = machines.setdefault(r["machine"], [])
+        if r["memory"] not in of:
+            of.append(r["memory"])
+    return machines
+
+
 def as_markdown(name: str, question: Question, result: dict[str, Any]) -> str:
     rows = result["rows"]
     lines = [
@@ -170,8 +182,7 @@ def as_markdown(name: str, question: Question, result: dict[str, Any]) -> str:
         f"Evaluation on {EPISODES} unseen episodes, deterministic policy; steps are environment steps until training "
         f"ended. Written by `python -m benchmarks.learning {name}`.",
         "",
-        result["machine"],
-        "",
+        *(f"{machine} ({', '.join(of)})\n" for machine, of in machines_of(rows).items()),
         f"| memory | parameters | {question.measure.replace('_', ' ')} by seed | steps by seed (thousands) | |",
         "|---|---|---|---|---|",
     ]
@@ -211,18 +222,31 @@ def draw(question: Question, rows: list[dict[str, Any]], file: pathlib.Path) -> 
     plt.close(figure)
 
 
-def answer(name: str, question: Question, jobs: int, root: pathlib.Path) -> dict[str, Any]:
-    """Train what is missing (nothing with no jobs), then evaluate everything that is finished."""
+def answer(
+    name: str, question: Question, jobs: int, root: pathlib.Path, memories: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Train what is missing (nothing with no jobs), then evaluate everything that is finished.
+
+    With `memories` only those; the rows of the others are taken over from the committed results.
+    """
     # Seeds outermost, so that a benchmark that is cut off has compared memories; the control, which takes longest, last
     runs = sorted(
-        ((memory, seed) for seed in range(question.n_seeds) for memory in question.memories),
+        ((memory, seed) for seed in range(question.n_seeds) for memory in memories or question.memories),
         key=lambda run: run[0] == "none",
     )
     if jobs > 0:
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
             list(pool.map(lambda run: train(question, *run, directory_of(name, *run, root)), runs))
-    rows = [row(question, *run, directory) for run in runs if is_finished(directory := directory_of(name, *run, root))]
-    return {"machine": describe_machine(), "question": question.text, "env_id": question.env_id, "rows": rows}
+    machine = describe_machine()
+    rows = [
+        row(question, *run, directory) | {"machine": machine}
+        for run in runs
+        if is_finished(directory := directory_of(name, *run, root))
+    ]
+    if memories:
+        committed = json.loads((RESULTS / f"learning_{name}.json").read_text())
+        rows += [{"machine": committed["machine"]} | r for r in committed["rows"] if r["memory"] not in memories]
+    return {"machine": machine, "question": question.text, "env_id": question.env_id, "rows": rows}
 
 
 def write(name: str, question: Question, result: dict[str, Any]) -> None:
@@ -258,6 +282,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"of {', '.join(QUESTIONS)}")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side; 0 only evaluates")
+    parser.add_argument("--memory", nargs="+", help="only these")
     parser.add_argument("--smoke", action="store_true")
     arguments = parser.parse_args()
     if arguments.smoke:
@@ -267,7 +292,7 @@ def main() -> None:
     if unknown or not arguments.questions:
         parser.error(f"unknown question {unknown[0]!r}" if unknown else "name at least one question")
     for name in arguments.questions:
-        result = answer(name, QUESTIONS[name], arguments.jobs, ROOT / "runs" / "benchmarks")
+        result = answer(name, QUESTIONS[name], arguments.jobs, ROOT / "runs" / "benchmarks", arguments.memory)
         write(name, QUESTIONS[name], result)
         print(as_markdown(name, QUESTIONS[name], result))
 
