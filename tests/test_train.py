@@ -123,7 +123,7 @@ def test_an_existing_run_is_refused_with_the_way_out(tmp_path: Path, call: Any) 
     ("arguments", "message"),
     [
         (["--env-id", "MiniGrid-MemoryS12-v0"], "unknown environment 'MiniGrid-MemoryS12-v0'; did you mean"),
-        (["memory:detla"], "unknown memory 'detla'; did you mean delta? registered are "),
+        (["memory:detla"], "unknown memory 'detla'; did you mean delta or delta_rnn or delta_mlp? registered are "),
         (["--preset", "debgu"], "unknown preset 'debgu': nearest are debug"),
         (["--total-timestep", "3"], "unknown option --total-timestep; did you mean --total-timesteps"),
         (["memory:lstm", "--memory.n-heads", "2"], "memory:lstm has no option --memory.n-heads; it has --memory."),
