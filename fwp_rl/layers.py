@@ -178,6 +178,30 @@ class FastWeightBlock(nn.Module):
         )
 
 
+class SlowNet(nn.Module):
+    """What programs the heads at every step: so many slots for each, from the residual stream.
+
+    :param strength_bias: Where the last slot of each head starts, which is then the logit of its write strength. Its
+        weights are small, so that the bias rules.
+    """
+
+    def __init__(
+        self, config: FastWeightConfig, n_slots: int, strength_bias: Float[Tensor, " H"] | None = None
+    ) -> None:
+        super().__init__()
+        self.n_heads = config.n_heads
+        self.norm = nn.LayerNorm(config.width)
+        self.project = linear(config.width, config.n_heads * n_slots)
+        if strength_bias is not None:
+            with torch.no_grad():
+                nn.init.orthogonal_(self.project.weight[n_slots - 1 :: n_slots], gain=0.1)
+                self.project.bias[n_slots - 1 :: n_slots] = strength_bias
+
+    def forward(self, x: Float[Tensor, "T B W"]) -> Float[Tensor, "T B H S"]:
+        """The slots of each head."""
+        return self.project(self.norm(x)).unflatten(-1, (self.n_heads, -1))
+
+
 class ResidualBlock(nn.Module):
     """`FastWeightBlock` without its heads: those, with the slow net that programs them, are handed in.
 
@@ -210,23 +234,23 @@ class ResidualBlock(nn.Module):
 
 
 def fast_rnn_heads(
-    projected: Float[Tensor, "T B P"],
+    slots: Float[Tensor, "T B H S"],
     state: tuple[Tensor, ...],
     episode_starts: Bool[Tensor, "T B"],
 ) -> tuple[Float[Tensor, "T B Y"], State]:
     """What recurrent fast nets put out, side by side and normalised (Y = H V), and the final state.
 
-        [q, k, v, b, k', v', b'] = projected                    for each head; all but q for each of the G gates
+        [q, k, v, b, k', v', b'] = slots                        for each head; all but q for each of the G gates
         W = delta(W, softmax(k), v, sigmoid(b))                 fast weights from the query to the gates
         R = delta(R, softmax(k'), v', sigmoid(b'))              fast weights from the last output to the gates
         y = cell(W^T softmax(q) + R^T softmax(y))               see `fast_rnn_scan`
 
-    W depends on no output, so that its part is one scan for all steps. P = H (K + G (K + 3 V + 2)). The state is W
+    W depends on no output, so that its part is one scan for all steps. S = K + G (K + 3 V + 2). The state is W
     `[B, H, G, K, V]` and that of `fast_rnn_scan`.
     """
     matrices, recurrent, *carried = state
     _, n_heads, n_gates, key_size, value_size = matrices.shape
-    slots = projected.to(matrices.dtype).unflatten(-1, (n_heads, -1))
+    slots = slots.to(matrices.dtype)
     gates = [n_gates * size for size in (key_size, value_size, 1, value_size, value_size, 1)]
     q, *rest = slots.split([key_size, *gates], dim=-1)
     k, v, b, own_k, own_v, own_b = (x.unflatten(-1, (n_gates, -1)) for x in rest)
@@ -249,6 +273,11 @@ def normalised_reads(y: Float[Tensor, "T B H V"]) -> Float[Tensor, "T B Y"]:
     """What the heads read, side by side, each scaled to a mean square of 1, as in `fast_weight_heads`."""
     value_size = y.shape[-1]
     return unit(y.flatten(-2), value_size, epsilon=READ_EPSILON * value_size, length=value_size**0.5)
+
+
+def empty_fast_weights(config: FastWeightConfig, like: Tensor, batch_size: int) -> Float[Tensor, "B H K V"]:
+    """Fast weights that hold nothing, of the dtype and on the device of `like`."""
+    return like.new_zeros(batch_size, config.n_heads, config.key_size, config.value_size)
 
 
 def spaced_time_constants(n_heads: int, shortest: float, longest: float) -> Float[Tensor, " H"]:

@@ -1,5 +1,7 @@
 """Every benchmark runs through in its smoke mode, so that none rots."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,3 +19,21 @@ def test_smoke(name: str) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "|" in done.stdout  # a table came out
+
+
+def test_gpu_benchmark_times_nothing_where_a_kernel_is_wrong(tmp_path: Path) -> None:
+    """Red if its comparison with the definition lets a broken kernel pass."""
+    for folder in ("benchmarks", "fwp_rl"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    kernels = tmp_path / "fwp_rl" / "ops" / "_triton.py"
+    right, wrong = "erasing + tl.trans(erasing)", "erasing"
+    source = kernels.read_text(encoding="utf-8")
+    assert right in source
+    kernels.write_text(source.replace(right, wrong), encoding="utf-8")
+    command = [sys.executable, "-m", "benchmarks.gpu", "--smoke"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "the kernels are wrong: off by" in done.stderr
+    assert "gradient of k" in done.stderr
+    assert "|" not in done.stdout

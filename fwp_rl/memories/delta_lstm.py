@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from fwp_rl.layers import FastWeightConfig, ResidualBlock, fast_rnn_heads, linear, require_positive_sizes
+from fwp_rl.layers import FastWeightConfig, ResidualBlock, SlowNet, fast_rnn_heads, require_positive_sizes
 from fwp_rl.memory import Memory
 from fwp_rl.registry import register
 from fwp_rl.state import State
@@ -48,13 +48,12 @@ class DeltaLSTM(Memory):
         self.input_size = input_size
         self.output_size = c.width
         slots = c.key_size + GATES * (c.key_size + 3 * c.value_size + 2)
-        self.norm = nn.LayerNorm(c.width)
-        self.project = linear(c.width, c.n_heads * slots)
+        self.slow_net = SlowNet(c, slots)
         self.block = ResidualBlock(input_size, c.width, c.n_heads * c.value_size, c.expansion)
 
     def initial_state(self, batch_size: int) -> State:
         """Empty fast weights, empty cells, and no output yet."""
-        c, like = self.config, self.norm.weight
+        c, like = self.config, self.slow_net.norm.weight
         return (
             like.new_zeros(batch_size, c.n_heads, GATES, c.key_size, c.value_size),
             like.new_zeros(batch_size, c.n_heads, GATES, c.value_size, c.value_size),
@@ -66,4 +65,4 @@ class DeltaLSTM(Memory):
         self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
     ) -> tuple[Float[Tensor, "T B O"], State]:
         """See `Memory.scan`."""
-        return self.block(inputs, lambda x: fast_rnn_heads(self.project(self.norm(x)), state, episode_starts))
+        return self.block(inputs, lambda x: fast_rnn_heads(self.slow_net(x), state, episode_starts))

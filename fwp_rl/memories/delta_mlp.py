@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from fwp_rl.layers import FastWeightConfig, ResidualBlock, linear, normalised_reads, require_positive_sizes
+from fwp_rl.layers import FastWeightConfig, ResidualBlock, SlowNet, normalised_reads, require_positive_sizes
 from fwp_rl.memory import Memory
 from fwp_rl.ops import fast_weight_scan
 from fwp_rl.registry import register
@@ -46,13 +46,12 @@ class DeltaMLP(Memory):
         self.output_size = c.width
         self.key_sizes = [c.key_size] + [c.value_size] * (c.n_layers - 1)
         slots = c.key_size + sum(self.key_sizes) + c.n_layers * (c.value_size + 1)
-        self.norm = nn.LayerNorm(c.width)
-        self.project = linear(c.width, c.n_heads * slots)
+        self.slow_net = SlowNet(c, slots)
         self.block = ResidualBlock(input_size, c.width, c.n_heads * c.value_size, c.expansion)
 
     def initial_state(self, batch_size: int) -> State:
         """Empty fast weights."""
-        c, like = self.config, self.norm.weight
+        c, like = self.config, self.slow_net.norm.weight
         return tuple(like.new_zeros(batch_size, c.n_heads, size, c.value_size) for size in self.key_sizes)
 
     def scan(
@@ -62,7 +61,7 @@ class DeltaMLP(Memory):
 
         def heads(x: Tensor) -> tuple[Tensor, State]:
             c = self.config
-            slots = self.project(self.norm(x)).unflatten(-1, (c.n_heads, -1))
+            slots = self.slow_net(x)
             sizes = [size for key_size in self.key_sizes for size in (key_size, c.value_size, 1)]
             y, *layers = slots.split([c.key_size, *sizes], dim=-1)
             matrices = []

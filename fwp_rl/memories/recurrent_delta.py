@@ -7,7 +7,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fwp_rl.layers import FastWeightConfig, ResidualBlock, linear, normalised_reads, require_positive_sizes
+from fwp_rl.layers import (
+    FastWeightConfig,
+    ResidualBlock,
+    SlowNet,
+    empty_fast_weights,
+    normalised_reads,
+    require_positive_sizes,
+)
 from fwp_rl.memory import Memory
 from fwp_rl.ops import recurrent_delta_scan
 from fwp_rl.registry import register
@@ -43,17 +50,15 @@ class RecurrentDelta(Memory):
         self.input_size = input_size
         self.output_size = c.width
         slots = 2 * c.key_size + c.value_size + 1
-        self.norm = nn.LayerNorm(c.width)
-        self.project = linear(c.width, c.n_heads * slots)
+        self.slow_net = SlowNet(c, slots)
         self.block = ResidualBlock(input_size, c.width, c.n_heads * c.value_size, c.expansion)
         # As in the authors' code: of variance 1 / V.
         self.recurrent = nn.Parameter(torch.randn(c.n_heads, c.value_size, slots) * c.value_size**-0.5)
 
     def initial_state(self, batch_size: int) -> State:
         """Empty fast weights `[B, H, K, V]`, and no output yet `[B, H, V]`."""
-        c, like = self.config, self.norm.weight
-        matrix = like.new_zeros(batch_size, c.n_heads, c.key_size, c.value_size)
-        return matrix, like.new_zeros(batch_size, c.n_heads, c.value_size)
+        c, like = self.config, self.slow_net.norm.weight
+        return empty_fast_weights(c, like, batch_size), like.new_zeros(batch_size, c.n_heads, c.value_size)
 
     def scan(
         self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
@@ -62,6 +67,5 @@ class RecurrentDelta(Memory):
         return self.block(inputs, partial(self._heads, state=state, episode_starts=episode_starts))
 
     def _heads(self, x: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
-        slots = self.project(self.norm(x)).unflatten(-1, self.recurrent.shape[::2])
-        y, state = recurrent_delta_scan(slots, self.recurrent, state, episode_starts)
+        y, state = recurrent_delta_scan(self.slow_net(x), self.recurrent, state, episode_starts)
         return normalised_reads(y), state

@@ -5,6 +5,8 @@ them. Rows of the batch share each weight that is loaded; products are sums alon
 are both dense.
 """
 
+import functools
+
 import torch  # before numba: the first to load OpenMP decides which copy both use
 from torch import Tensor
 
@@ -191,6 +193,12 @@ def _step(x, weights, starts, before, after, result, scratch, sizes, options, li
     _linear(unfolded, down, down_bias, stream, result, rows, hidden, width, True, True, False, sums, like)
 
 
+@functools.cache
+def _options(erase: bool, gated: bool, largest_strength: float, width: int, V: int, dtype: torch.dtype) -> tuple:
+    numbers = largest_strength, 1 / width, NORM_EPSILON, UNIT_EPSILON, READ_EPSILON * V, V**0.5
+    return erase, gated, *(number(x, dtype) for x in numbers)
+
+
 def step(
     x: Tensor, weights: BlockWeights, state: Tensor, episode_starts: Tensor, erase: bool, largest_strength: float
 ) -> tuple[Tensor, Tensor]:
@@ -204,10 +212,7 @@ def step(
     scratch = torch.empty(
         LANES * LANES + rows * (2 * width + projection + hidden + heads * V) + heads * (2 * K + V), dtype=dtype
     )
-    options = (
-        erase, gated, number(largest_strength, dtype), number(1 / width, dtype), number(NORM_EPSILON, dtype),
-        number(UNIT_EPSILON, dtype), number(READ_EPSILON * V, dtype), number(V**0.5, dtype),
-    )  # fmt: skip
+    options = _options(erase, gated, largest_strength, width, V, dtype)
     _step(
         x.data_ptr(), tuple([weight.data_ptr() for weight in weights]), episode_starts.data_ptr(), state.data_ptr(),
         after.data_ptr(), result.data_ptr(), scratch.data_ptr(), (rows, width, heads, K, V, hidden, projection),

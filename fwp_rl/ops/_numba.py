@@ -10,7 +10,9 @@ Vectors are explicit (`_simd`): a tile is 16 or 32 neighbouring columns of a row
 
 import contextlib
 import functools
+import math
 import os
+import weakref
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -48,6 +50,12 @@ AHEAD = 2
 """Steps that prefetching looks ahead."""
 
 CACHE_LINE = 64
+
+LARGE_BYTES = 1 << 21
+MOST_KEPT_BYTES = 1 << 28
+
+BLOCK_BYTES = 1 << 21
+"""Of one tensor in a block of steps."""
 
 SERIAL_BELOW = 2_000_000
 """Multiply-adds under which a second thread costs more than it brings (about 0.2 ms)."""
@@ -330,7 +338,8 @@ def scan(
         *tensors, state = tensors
         if gated:
             tensors[-1] = decay.exp()
-        outputs, state, _ = forward(*tensors, state, episode_starts, rule, gated, scale, save=False)
+        outputs, states, _ = forward(*tensors, state, episode_starts, rule, gated, scale, save=False)
+        state = states[-1]
     if key_padding or value_padding:
         return outputs[..., :V], state[..., :K, :V]
     return outputs, state
@@ -342,21 +351,24 @@ class FastWeightScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, q, k, v, beta, log_decay, state, episode_starts, rule, gated, scale):
         decay = log_decay.exp() if gated else beta
-        outputs, final, errors = forward(q, k, v, beta, decay, state, episode_starts, rule, gated, scale, save=True)
-        ctx.save_for_backward(q, k, v, beta, decay, state, episode_starts, outputs, final, errors)
+        outputs, states, errors = forward(q, k, v, beta, decay, state, episode_starts, rule, gated, scale, save=True)
+        ctx.save_for_backward(q, k, v, beta, decay, episode_starts, outputs, errors, *states)
         ctx.options = rule, gated, scale
         ctx.set_materialize_grads(False)
-        return outputs, final
+        return outputs, states[-1]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, doutputs, dfinal):
-        q, k, v, beta, *_, errors = saved = ctx.saved_tensors
+        q, k, v, beta, decay, episode_starts, outputs, errors, *states = ctx.saved_tensors
         doutputs = torch.zeros_like(errors) if doutputs is None else _dense(doutputs)
         gradients = [empty(x.shape, x.dtype) for x in (q, k, v, beta)]
         gated = ctx.options[1]
         dlog_decay = empty(beta.shape, beta.dtype) if gated else None
-        dstate = backward(*saved, doutputs, dfinal, *gradients, dlog_decay, *ctx.options)
+        dstate = backward(
+            q, k, v, beta, decay, episode_starts, outputs, errors, states, doutputs, dfinal, *gradients, dlog_decay,
+            *ctx.options,
+        )  # fmt: skip
         return *gradients, dlog_decay, dstate, None, None, None, None
 
 
@@ -373,28 +385,34 @@ def forward(
     scale: float,
     *,
     save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs, final state, errors v - S'^T k (kept only if they are to be saved for `backward`).
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Outputs, the states before and after each block of steps, errors v - S'^T k.
 
+    The errors and all states but the last are kept only if they are to be saved for `backward`.
     Without gradient; K and V are multiples of 16, last axes are dense. `decay` is read only if gated.
     """
-    sizes = *q.shape, v.shape[-1]
-    work = q.numel() * v.shape[-1]
+    *sizes, V = *q.shape, v.shape[-1]
     outputs = empty(v.shape, v.dtype)
     errors = empty(v.shape if save else (1, *v.shape[1:]), v.dtype)
-    initial = state.contiguous()
-    final = torch.empty_like(initial)
-    error_rows = rows(errors)
-    if not save:  # nobody will look at them again: all steps share the memory of one
-        error_rows = (error_rows[0], 0, *error_rows[2:])
-    tensors = q, k, v, beta, decay, episode_starts, initial, final, outputs
-    arguments = (*map(rows, tensors), error_rows, number(scale, v.dtype), rule == "delta", gated, sizes)
-    if work < SERIAL_BELOW:
-        forward_kernel(tile_width(*sizes[-2:], v.dtype), False)(*arguments)
-    else:
-        with threads(work):
-            forward_kernel(tile_width(*sizes[-2:], v.dtype), True)(*arguments)
-    return outputs, final, errors
+    states = [state.contiguous()]
+    for begin, end in block_borders(q, v):
+        before, after = states[-1], empty(state.shape, v.dtype)
+        states = [*states, after] if save else [after]
+        error_rows = rows(errors, begin if save else 0)
+        if not save:  # nobody will look at them again: all steps share the memory of one
+            error_rows = (error_rows[0], 0, *error_rows[2:])
+        arguments = (
+            *(rows(x, begin) for x in (q, k, v, beta, decay, episode_starts)), rows(before), rows(after),
+            rows(outputs, begin), error_rows, number(scale, v.dtype), rule == "delta", gated,
+            (end - begin, *sizes[1:], V),
+        )  # fmt: skip
+        work = (end - begin) * q[0].numel() * V
+        if work < SERIAL_BELOW:
+            forward_kernel(tile_width(sizes[-1], V, v.dtype), False)(*arguments)
+        else:
+            with threads(work):
+                forward_kernel(tile_width(sizes[-1], V, v.dtype), True)(*arguments)
+    return outputs, states, errors
 
 
 def backward(
@@ -403,11 +421,10 @@ def backward(
     v: Tensor,
     beta: Tensor,
     decay: Tensor,
-    state: Tensor,
     episode_starts: Tensor,
     outputs: Tensor,
-    final: Tensor,
     errors: Tensor,
+    states: list[Tensor],
     doutputs: Tensor,
     dfinal: Tensor | None,
     dq: Tensor,
@@ -420,21 +437,54 @@ def backward(
     scale: float,
 ) -> Tensor:
     """Fills dq to dlog_decay, whose last axes are dense, and returns the gradient of the initial state."""
-    dstate = empty(state.shape, state.dtype)
-    sizes = *q.shape, v.shape[-1]
-    tensors = [q, k, v, beta, decay, episode_starts, state.contiguous(), outputs, errors, doutputs, final]
-    tensors += [None if dfinal is None else dfinal.contiguous()]
-    tensors += [dq, dk, dv, dbeta, dbeta if dlog_decay is None else dlog_decay, dstate]
-    with threads(3 * q.numel() * v.shape[-1]):
-        backward_kernel(tile_width(*sizes[-2:], q.dtype), 32 // q.element_size())(
-            *map(rows, tensors), number(scale, q.dtype), rule == "delta", gated, sizes
-        )
+    sizes, V = q.shape[1:], v.shape[-1]
+    dstate = None if dfinal is None else dfinal.contiguous()
+    dlog_decay = dbeta if dlog_decay is None else dlog_decay
+    for index, (begin, end) in reversed(list(enumerate(block_borders(q, v)))):
+        dfinal, dstate = dstate, empty(states[0].shape, q.dtype)
+        arguments = [rows(x, begin) for x in (q, k, v, beta, decay, episode_starts)] + [rows(states[index])]
+        arguments += [rows(x, begin) for x in (outputs, errors, doutputs)] + [rows(states[index + 1]), rows(dfinal)]
+        arguments += [rows(x, begin) for x in (dq, dk, dv, dbeta, dlog_decay)] + [rows(dstate)]
+        with threads(3 * (end - begin) * q[0].numel() * V):
+            backward_kernel(tile_width(sizes[-1], V, q.dtype), 32 // q.element_size())(
+                *arguments, number(scale, q.dtype), rule == "delta", gated, (end - begin, *sizes, V)
+            )
     return dstate
 
 
+def block_borders(q: Tensor, v: Tensor) -> list[tuple[int, int]]:
+    """Where blocks of steps begin and end: what a block reads and writes stays in the cache between two programs."""
+    time, row_bytes = q.shape[0], max(q[0].numel(), v[0].numel()) * q.element_size()
+    length = max(16, BLOCK_BYTES // max(1, row_bytes))
+    return [(begin, min(begin + length, time)) for begin in range(0, time, length)]
+
+
+_unused: dict[int, list[np.ndarray]] = {}
+"""Memory of large results that are gone, by its size in bytes."""
+
+
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """As `torch.empty`, from numpy, which asks for huge pages: else the first touch costs as much as the kernels."""
-    return torch.from_numpy(np.empty(shape, np.float32 if dtype == torch.float32 else np.float64))
+    """As `torch.empty`, but large ones take memory that was used before.
+
+    Fresh memory has to be cleared by the system, page by page, which costs as much as the kernels. It comes from numpy,
+    which asks for huge pages.
+    """
+    kind = np.float32 if dtype == torch.float32 else np.float64
+    size = math.prod(shape) * np.dtype(kind).itemsize
+    if size < LARGE_BYTES:
+        return torch.from_numpy(np.empty(shape, kind))
+    unused = _unused.get(size)
+    memory = unused.pop() if unused else np.empty(size, np.uint8)
+    array = memory.view(kind).reshape(shape)
+    weakref.finalize(array, _keep, memory).atexit = False
+    return torch.from_numpy(array)
+
+
+def _keep(memory: np.ndarray) -> None:
+    kept = sum(size * len(arrays) for size, arrays in list(_unused.items()))
+    if kept + memory.nbytes > MOST_KEPT_BYTES:
+        _unused.clear()
+    _unused.setdefault(memory.nbytes, []).append(memory)
 
 
 def number(value: float, dtype: torch.dtype) -> np.floating:
@@ -451,12 +501,17 @@ def _dense(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def rows(x: Tensor | None) -> tuple[int, int, int, int]:
-    """Address and the first three strides in bytes; no tensor is at 0."""
+def rows(x: Tensor | None, step: int = 0) -> tuple[int, int, int, int]:
+    """Address (of a step) and the first three strides in bytes; no tensor is at 0."""
     if x is None:
         return 0, 0, 0, 0
     size, strides = x.element_size(), x.stride()
-    return x.data_ptr(), strides[0] * size, strides[1] * size, strides[2] * size if len(strides) > 2 else 0
+    return (
+        x.data_ptr() + step * strides[0] * size,
+        strides[0] * size,
+        strides[1] * size,
+        strides[2] * size if len(strides) > 2 else 0,
+    )
 
 
 @contextlib.contextmanager

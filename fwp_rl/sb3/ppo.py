@@ -5,6 +5,7 @@ Only set-up and rollout differ from PPO: the rollout carries the state of the me
 """
 
 import io
+import math
 import os
 import pathlib
 import tempfile
@@ -312,10 +313,9 @@ class MemoryPPO(PPO):
         for key, array in arrays:
             if array.dtype.kind != "f":
                 continue
-            with np.errstate(over="ignore", invalid="ignore"):
-                # Finite only if all entries are: one pass instead of two. (It may also overflow: then count them.)
-                if np.isfinite(array.sum()) or np.isfinite(array).all():
-                    continue
+            # Finite only if all entries are: one pass instead of two. (It may also overflow: then look at all of them.)
+            if math.isfinite(np.vdot(array, array)) or np.isfinite(array).all():
+                continue
             row = int(np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))[0])
             bad = array[row].reshape(-1)
             where = int(np.flatnonzero(~np.isfinite(bad))[0])

@@ -355,6 +355,29 @@ def test_threads_change_nothing() -> None:
     assert all(torch.equal(x, one_thread[name]) for name, x in two_threads.items())
 
 
+@pytest.mark.parametrize(("rule", "gated"), RULES)
+def test_blocks_of_steps_change_nothing(rule: str, gated: bool, monkeypatch) -> None:
+    """Red if a state or its gradient gets lost between two blocks, or a start on the first step of one."""
+    kernels = sys.modules["fwp_rl.ops._numba"]
+    inputs, starts, expected = reference_case(70, "chunk borders", rule, gated)
+    monkeypatch.setattr(kernels, "BLOCK_BYTES", 0)
+    assert len(kernels.block_borders(inputs["q"], inputs["v"])) == 5
+    assert_close(run(inputs, starts, rule=rule, backend="numba"), expected, TOLERANCE[torch.float64])
+
+
+def test_memory_of_large_results_is_used_again_but_never_twice() -> None:
+    """Red if the kernels hand out memory that a living tensor, or a view of one, still has."""
+    empty = sys.modules["fwp_rl.ops._numba"].empty
+    first = empty((1 << 20,), torch.float32).fill_(1.0)
+    address, view = first.data_ptr(), first[:8].view(2, 4)
+    del first
+    second = empty((1 << 20,), torch.float32).fill_(2.0)
+    assert second.data_ptr() != address
+    assert view.eq(1.0).all()
+    del view
+    assert empty((1 << 20,), torch.float32).data_ptr() == address
+
+
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
 @pytest.mark.parametrize("layout", ["batch first", "every other", "expanded", "reversed strides"])
 def test_any_strides(backend: str, layout: str) -> None:

@@ -1,0 +1,361 @@
+"""Is the fast weight scan right on this GPU, and how fast is it?
+
+    python -m benchmarks.gpu             # under 8 minutes on one H100; writes benchmarks/results/gpu.{json,md}
+    python -m benchmarks.gpu --smoke     # a minute without a GPU: Triton interprets the kernels, nothing is written
+
+First the kernels against the definition in float64: where they are wrong, nothing is timed and the exit status is 1.
+Then forward and backward of a training sequence (of one step: forward alone, as in a rollout), each as PyTorch launches
+it and replayed from a CUDA graph, which is what the GPU itself needs. The peers are flash-linear-attention, if it is
+installed, with starts as ragged sequences (`cu_seqlens`), and `nn.LSTM` with as many units as the heads have values
+together, without starts: it cannot have them.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import itertools
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.machine import describe_machine
+from fwp_rl.ops import fast_weight_scan
+
+HEADS = 4
+STEPS, PROGRAMS, SIZES = (128, 1, 64, 512, 2048), (256, 16, 4096), (32, 16, 64)
+"""The most important first: what does not fit into the time is left out."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+STARTS = (0.05, 0.0)
+RULES = (("delta", False), ("delta", True), ("additive", False), ("additive", True))  # rule, is there a decay
+TOLERANCE = {"float32": 2e-5, "bfloat16": 1e-2}
+"""Relative to the largest entry; gradients of bfloat16 inputs are rounded to bfloat16."""
+LARGEST_MINUTES = 8.0
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+Workload = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """T steps of `programs` matrices, B = programs / 4 rows of 4 heads."""
+
+    steps: int
+    programs: int
+    size: int
+    dtype: str
+    starts: float
+
+    @property
+    def differentiates(self) -> bool:
+        return self.steps > 1
+
+    def inputs(self, device: torch.device, gated: bool = False) -> tuple[dict[str, Tensor], Tensor]:
+        """Arguments of the scan in the dtype of the case, the state in float32; the episode starts."""
+        generator = torch.Generator(device).manual_seed(0)
+        shape, dtype = (self.steps, self.programs // HEADS, HEADS), DTYPES[self.dtype]
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, device=device)
+
+        inputs = {
+            "q": random(*shape, self.size).to(dtype),
+            "k": F.normalize(random(*shape, self.size), dim=-1).to(dtype),
+            "v": random(*shape, self.size).to(dtype),
+            "beta": random(*shape).sigmoid().to(dtype),
+            "state": random(*shape[1:], self.size, self.size),
+        }
+        if gated:
+            inputs["log_decay"] = -0.3 * random(*shape).square().to(dtype)
+        starts = torch.rand(shape[:2], generator=generator, device=device) < self.starts
+        return inputs, starts
+
+
+# ------------------------------------------------------------------------------------------------------ correctness
+
+
+def largest_error(case: Case, rule: str, gated: bool, device: torch.device) -> tuple[float, str]:
+    """Of outputs, states, all gradients and one step without, relative to the largest entry of each; and where."""
+    inputs, starts = case.inputs(device, gated)
+    found = []
+    for backend, widen in (("triton", False), ("reference", True)):
+        leaves = {name: (x.double() if widen else x).requires_grad_() for name, x in inputs.items()}
+        y, final = fast_weight_scan(**leaves, episode_starts=starts, rule=rule, backend=backend)  # type: ignore[arg-type]
+        with torch.no_grad():
+            first = {name: x if name == "state" else x[:1] for name, x in leaves.items()}
+            step_y, step_final = fast_weight_scan(**first, episode_starts=starts[:1], rule=rule, backend=backend)  # type: ignore[arg-type]
+        weights = torch.linspace(-1, 1, y.numel(), device=device, dtype=y.dtype).view_as(y).cos()
+        gradients = torch.autograd.grad((y * weights).sum() + final.square().sum(), list(leaves.values()))
+        names = ("outputs", "final state", "one step", "state after it", *(f"gradient of {name}" for name in leaves))
+        found.append(dict(zip(names, (y, final, step_y, step_final, *gradients), strict=True)))
+        inputs = {name: x.detach() for name, x in inputs.items()}
+    kernels, reference = found
+    errors = {name: (kernels[name].double() - x).abs().max() / x.abs().max() for name, x in reference.items()}
+    name = max(errors, key=lambda name: errors[name].nan_to_num(torch.inf).item())
+    return errors[name].nan_to_num(torch.inf).item(), name
+
+
+def check(cases: list[Case], device: torch.device) -> list[dict[str, Any]]:
+    rows = []
+    for case, (rule, gated) in itertools.product(cases, RULES):
+        error, where = largest_error(case, rule, gated, device)
+        rows.append(asdict(case) | {"rule": rule, "decay": gated, "error": error, "in": where})
+        if not error <= TOLERANCE[case.dtype]:
+            name = f"{rule}{' with decay' if gated else ''}, {case.size} x {case.size}, {case.dtype}"
+            sys.exit(f"the kernels are wrong: off by {error:.1e} in the {where} ({name}), so nothing is timed")
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------- contenders
+#
+# Each takes a case and gives its workload, or raises NotImplementedError with the reason why it cannot.
+
+
+def ours(backend: str) -> Callable[[Case, torch.device], Workload]:
+    def make(case: Case, device: torch.device) -> Workload:
+        inputs, starts = case.inputs(device)
+        leaves = {name: x.requires_grad_(case.differentiates) for name, x in inputs.items()}
+
+        def scan() -> Tensor:
+            return fast_weight_scan(**leaves, episode_starts=starts, backend=backend)[0]  # type: ignore[arg-type]
+
+        return differentiated(scan, list(leaves.values()), case)
+
+    return make
+
+
+def flash_linear_attention(name: str) -> Callable[[Case, torch.device], Workload]:
+    def make(case: Case, device: torch.device) -> Workload:
+        if importlib.util.find_spec("fla") is None:
+            raise NotImplementedError("not installed")
+        if name.startswith("chunk") and case.dtype == "float32":
+            raise NotImplementedError("refuses float32")
+        operator = getattr(importlib.import_module("fla.ops.delta_rule"), name)
+        inputs, starts = case.inputs(device)
+        state = inputs.pop("state")
+        inputs = {name: x.transpose(0, 1).contiguous() for name, x in inputs.items()}  # [B, T, ...]
+        lengths = None
+        if case.starts:
+            inputs = {name: x.flatten(0, 1)[None] for name, x in inputs.items()}
+            starts = starts.T.clone()
+            starts[:, 0] = True  # the rows follow each other
+            ends = torch.tensor([starts.numel()], device=device)
+            lengths = torch.cat([starts.flatten().nonzero().flatten(), ends])
+            state = state.new_zeros(len(lengths) - 1, *state.shape[1:])
+        leaves = {
+            name: x.requires_grad_(case.differentiates) for name, x in (inputs | {"initial_state": state}).items()
+        }
+
+        def scan() -> Tensor:
+            y, _ = operator(**leaves, scale=1.0, output_final_state=True, cu_seqlens=lengths)
+            return y
+
+        return differentiated(scan, list(leaves.values()), case)
+
+    return make
+
+
+def lstm(case: Case, device: torch.device) -> Workload:
+    if case.starts:
+        raise NotImplementedError("knows no starts")
+    width, dtype = HEADS * case.size, DTYPES[case.dtype]
+    module = nn.LSTM(width, width).to(device, dtype)
+    inputs = torch.randn(case.steps, case.programs // HEADS, width, device=device, dtype=dtype)
+    inputs.requires_grad_(case.differentiates)
+    return differentiated(lambda: module(inputs)[0], [inputs, *module.parameters()], case)
+
+
+def differentiated(forward: Callable[[], Tensor], leaves: list[Tensor], case: Case) -> Workload:
+    if not case.differentiates:
+
+        def without_gradient() -> None:
+            with torch.no_grad():
+                forward()
+
+        return without_gradient
+
+    def both() -> None:
+        y = forward()
+        torch.autograd.grad(y, leaves, torch.ones_like(y))
+
+    return both
+
+
+CONTENDERS: dict[str, Callable[[Case, torch.device], Workload]] = {
+    "triton": ours("triton"),
+    "chunked": ours("chunked"),
+    "reference": ours("reference"),
+    "fla chunk": flash_linear_attention("chunk_delta_rule"),
+    "fla recurrent": flash_linear_attention("fused_recurrent_delta_rule"),
+    "nn.LSTM": lstm,
+}
+
+
+# ------------------------------------------------------------------------------------------------------------ timing
+
+
+def launched(work: Workload, device: torch.device) -> float:
+    """Milliseconds of one call, median."""
+    for _ in range(3):  # compiles, tunes, allocates
+        work()
+    began = time.perf_counter()
+    work()
+    synchronize(device)
+    repeats = max(3, min(50, int(0.05 / (time.perf_counter() - began))))
+    times = []
+    for _ in range(repeats):
+        if device.type == "cuda":
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            work()
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end))
+        else:
+            began = time.perf_counter()
+            work()
+            times.append(1e3 * (time.perf_counter() - began))
+    return statistics.median(times)
+
+
+def replayed(work: Workload, device: torch.device) -> float | None:
+    """The same from a CUDA graph; None where it cannot be captured (it asks the GPU something on its way)."""
+    if device.type != "cuda":
+        return None
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.current_stream().wait_stream(side)
+    try:
+        with torch.cuda.graph(graph):
+            work()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        return None
+    return launched(graph.replay, device)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure(cases: list[Case], device: torch.device, deadline: float) -> list[dict[str, Any]]:
+    rows = []
+    for case in cases:
+        if time.perf_counter() > deadline:
+            print(f"{len(cases) - len(rows)} of {len(cases)} cases were left out: the time was up")
+            break
+        times: dict[str, Any] = {}
+        for name, make in CONTENDERS.items():
+            try:
+                work = make(case, device)
+                times[name] = {"launched_ms": launched(work, device), "replayed_ms": replayed(work, device)}
+            except NotImplementedError as reason:
+                times[name] = str(reason)
+            except torch.OutOfMemoryError:
+                times[name] = "out of memory"
+            except Exception as error:  # a peer's, of any kind; the unattended run goes on
+                if name in ("triton", "chunked", "reference"):
+                    raise
+                times[name] = f"failed: {type(error).__name__}"
+            work = None  # type: ignore[assignment]  # gives its memory back
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        rows.append(asdict(case) | {"times": times})
+        print(f"{label(case)}: {'; '.join(f'{name} {cell(x)}' for name, x in times.items())}", flush=True)
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------------ report
+
+
+def label(case: Case) -> str:
+    return f"T = {case.steps}, {case.programs} programs, D = {case.size}, {case.dtype}, starts {case.starts:.0%}"
+
+
+def cell(times: dict[str, float | None] | str) -> str:
+    if isinstance(times, str):
+        return times
+    shown = [f"{x:.3f}" for x in times.values() if x is not None]
+    return " / ".join(shown)
+
+
+def as_markdown(machine: str, checked: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
+    rows = sorted(rows, key=lambda row: (row["steps"], row["programs"], row["size"], row["dtype"], row["starts"]))
+    worst = {dtype: max(x["error"] for x in checked if x["dtype"] == dtype) for dtype in DTYPES}
+    lines = [
+        "# The fast weight scan on a GPU\n",
+        f"{machine}. Written by `python -m benchmarks.gpu`.\n",
+        "Milliseconds of forward and backward (T = 1: forward alone), launched by PyTorch / replayed from a CUDA "
+        f"graph. {HEADS} heads of D keys and D values, B = programs / {HEADS}. Largest relative error of outputs, "
+        f"states and gradients in {len(checked)} comparisons with the definition in float64: "
+        f"{', '.join(f'{x:.1e} ({name})' for name, x in worst.items())}.\n",
+        f"| T | programs | D | inputs | starts | {' | '.join(CONTENDERS)} |",
+        f"|---|---|---|---|---|{'---|' * len(CONTENDERS)}",
+    ]
+    for row in rows:
+        head = f"| {row['steps']} | {row['programs']} | {row['size']} | {row['dtype']} | {row['starts']:.0%} |"
+        lines.append(f"{head} {' | '.join(cell(row['times'][name]) for name in CONTENDERS)} |")
+    return "\n".join(lines) + "\n"
+
+
+def describe_gpu() -> str:
+    import triton
+
+    name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    packages = [f"triton {triton.__version__}", f"CUDA or ROCm {torch.version.cuda or torch.version.hip}"]
+    packages.append(f"cuDNN {torch.backends.cudnn.version()}")
+    if importlib.util.find_spec("fla"):
+        packages.append(f"flash-linear-attention {importlib.metadata.version('flash-linear-attention')}")
+    return f"{name} (sm_{major}{minor}, driver {_driver()}), {', '.join(packages)}; {describe_machine()}"
+
+
+def _driver() -> str:
+    file = pathlib.Path("/proc/driver/nvidia/version")
+    return file.read_text().partition("Module")[2].split()[0] if file.exists() else "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--minutes", type=float, default=LARGEST_MINUTES, help="measure until then (default %(default)s)"
+    )
+    parser.add_argument("--smoke", action="store_true", help="without a GPU, tiny, nothing is written")
+    arguments = parser.parse_args()
+    deadline = time.perf_counter() + 60 * arguments.minutes
+    if arguments.smoke:
+        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported, which the first scan does
+        cpu = torch.device("cpu")
+        checked = check([Case(21, 4, 16, dtype, 0.2) for dtype in DTYPES], cpu)
+        rows = measure([Case(steps, 4, 16, "float32", 0.05) for steps in (1, 20)], cpu, deadline)
+        print(as_markdown(f"Interpreted, on a CPU: {describe_machine()}", checked, rows))
+        return
+    if not torch.cuda.is_available():
+        parser.error("there is no GPU here; --smoke runs without one")
+    gpu = torch.device("cuda")
+    checked = check([Case(133, 16, size, dtype, 0.05) for size in SIZES for dtype in DTYPES], gpu)
+    cases = [
+        Case(steps, programs, size, dtype, starts)
+        for steps, programs, dtype, starts, size in itertools.product(STEPS, PROGRAMS, DTYPES, STARTS, SIZES)
+    ]
+    machine, rows = describe_gpu(), measure(cases, gpu, deadline)
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({"machine": machine, "errors": checked, "times": rows}, indent=1)
+    (RESULTS / "gpu.json").write_text(text + "\n", encoding="utf-8")
+    (RESULTS / "gpu.md").write_text(as_markdown(machine, checked, rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
