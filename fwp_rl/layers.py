@@ -61,6 +61,22 @@ class HeadInputs(NamedTuple):
     rule: Rule
 
 
+def run_heads(
+    heads: HeadInputs, episode_starts: Bool[Tensor, "T B"]
+) -> tuple[Float[Tensor, "T B H V"], Float[Tensor, "B H K V"]]:
+    """What the heads read, and the final fast weights."""
+    return fast_weight_scan(
+        heads.q,
+        heads.k,
+        heads.v,
+        heads.beta,
+        heads.state,
+        episode_starts,
+        log_decay=heads.log_decay,
+        rule=heads.rule,
+    )
+
+
 class FastWeightBlock(nn.Module):
     """All of a fast-weight memory but its update rule.
 

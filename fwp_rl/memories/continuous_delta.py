@@ -8,15 +8,17 @@ from torch import Tensor
 
 from fwp_rl.layers import (
     FastWeightConfig,
+    HeadInputs,
     ResidualBlock,
     SlowNet,
     empty_fast_weights,
     normalised_reads,
     require_positive_sizes,
+    run_heads,
     write_strength_bias,
 )
 from fwp_rl.memory import Memory
-from fwp_rl.ops import fast_weight_scan, unit
+from fwp_rl.ops import unit
 from fwp_rl.ops.fast_weight_heads import UNIT_EPSILON
 from fwp_rl.registry import register
 from fwp_rl.state import State
@@ -71,17 +73,25 @@ class ContinuousDelta(Memory):
         """See `Memory.scan`."""
 
         def heads(x: Tensor) -> tuple[Tensor, State]:
-            c = self.config
-            q, k, v, b = self.slow_net(x).split([c.key_size, c.key_size, c.value_size, 1], dim=-1)
-            dt = torch.ones_like(inputs[..., 0])
-            if c.elapsed_time is not None:
-                dt = inputs[..., c.elapsed_time].clamp_min(0)
-            strength = exact_strength(torch.sigmoid(b)[..., 0] * dt[..., None], k)
-            q = unit(q, c.key_size, epsilon=UNIT_EPSILON)
-            y, final = fast_weight_scan(q, k, v, strength, state, episode_starts)
+            y, final = run_heads(self._program(x, inputs, state), episode_starts)
             return normalised_reads(y), final
 
         return self.block(inputs, heads)
+
+    def head_inputs(
+        self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
+    ) -> HeadInputs:
+        """See `fwp_rl.inspection.Inspectable`."""
+        return self._program(self.block.encode(inputs), inputs, state)
+
+    def _program(self, x: Tensor, inputs: Tensor, state: State) -> HeadInputs:
+        c = self.config
+        q, k, v, b = self.slow_net(x).split([c.key_size, c.key_size, c.value_size, 1], dim=-1)
+        beta = torch.sigmoid(b)[..., 0]
+        if c.elapsed_time is not None:
+            beta = beta * inputs[..., c.elapsed_time, None].clamp_min(0)
+        q = unit(q, c.key_size, epsilon=UNIT_EPSILON)
+        return HeadInputs(q, k, v, exact_strength(beta, k), None, state, "delta")
 
 
 def exact_strength(beta: Float[Tensor, "T B H"], k: Float[Tensor, "T B H K"]) -> Float[Tensor, "T B H"]:

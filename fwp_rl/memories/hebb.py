@@ -8,15 +8,16 @@ from torch import Tensor
 
 from fwp_rl.layers import (
     FastWeightConfig,
+    HeadInputs,
     ResidualBlock,
     SlowNet,
     empty_fast_weights,
     normalised_reads,
     require_positive_sizes,
+    run_heads,
     write_strength_bias,
 )
 from fwp_rl.memory import Memory
-from fwp_rl.ops import fast_weight_scan
 from fwp_rl.registry import register
 from fwp_rl.state import State
 
@@ -61,12 +62,19 @@ class Hebb(Memory):
         """See `Memory.scan`."""
 
         def heads(x: Tensor) -> tuple[Tensor, State]:
-            c = self.config
-            q, k, v, b = self.slow_net(x).split([c.key_size, c.key_size, c.value_size, 1], dim=-1)
-            beta = torch.sigmoid(b)[..., 0]
-            y, final = fast_weight_scan(
-                q.softmax(-1), k.softmax(-1), v.tanh(), beta, state, episode_starts, rule="additive"
-            )
+            y, final = run_heads(self._program(x, state), episode_starts)
             return normalised_reads(y), final
 
         return self.block(inputs, heads)
+
+    def head_inputs(
+        self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
+    ) -> HeadInputs:
+        """See `fwp_rl.inspection.Inspectable`."""
+        return self._program(self.block.encode(inputs), state)
+
+    def _program(self, x: Tensor, state: State) -> HeadInputs:
+        c = self.config
+        q, k, v, b = self.slow_net(x).split([c.key_size, c.key_size, c.value_size, 1], dim=-1)
+        beta = torch.sigmoid(b)[..., 0]
+        return HeadInputs(q.softmax(-1), k.softmax(-1), v.tanh(), beta, None, state, "additive")

@@ -7,9 +7,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fwp_rl.feature_maps import FeatureMap, Normalization, feature_map, feature_size, require_feature_map
-from fwp_rl.layers import FastWeightConfig, ResidualBlock, SlowNet, normalised_reads, require_positive_sizes
+from fwp_rl.layers import (
+    FastWeightConfig,
+    HeadInputs,
+    ResidualBlock,
+    SlowNet,
+    normalised_reads,
+    require_positive_sizes,
+    run_heads,
+)
 from fwp_rl.memory import Memory
-from fwp_rl.ops import fast_weight_scan
 from fwp_rl.registry import register
 from fwp_rl.state import State
 
@@ -71,15 +78,24 @@ class LinearAttention(Memory):
         """See `Memory.scan`."""
 
         def heads(x: Tensor) -> tuple[Tensor, State]:
-            c = self.config
-            q, k, v = self.slow_net(x).split([c.key_size, c.key_size, c.value_size], dim=-1)
-            q, k = (feature_map(x, c.feature_map, c.normalization) for x in (q, k))
-            one = torch.ones_like(v[..., 0])
-            if c.attention_normalization:
-                v = torch.cat([v, one[..., None]], dim=-1)
-            y, final = fast_weight_scan(q, k, v, one, state, episode_starts, rule="additive")
-            if not c.attention_normalization:
-                return normalised_reads(y), final
-            return (y[..., :-1] / (y[..., -1:] + DENOMINATOR_EPSILON)).flatten(-2), final
+            y, final = run_heads(self._program(x, state), episode_starts)
+            if self.config.attention_normalization:
+                return (y[..., :-1] / (y[..., -1:] + DENOMINATOR_EPSILON)).flatten(-2), final
+            return normalised_reads(y), final
 
         return self.block(inputs, heads)
+
+    def head_inputs(
+        self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
+    ) -> HeadInputs:
+        """See `fwp_rl.inspection.Inspectable`."""
+        return self._program(self.block.encode(inputs), state)
+
+    def _program(self, x: Tensor, state: State) -> HeadInputs:
+        c = self.config
+        q, k, v = self.slow_net(x).split([c.key_size, c.key_size, c.value_size], dim=-1)
+        q, k = (feature_map(part, c.feature_map, c.normalization) for part in (q, k))
+        one = torch.ones_like(v[..., 0])
+        if c.attention_normalization:
+            v = torch.cat([v, one[..., None]], dim=-1)
+        return HeadInputs(q, k, v, one, None, state, "additive")

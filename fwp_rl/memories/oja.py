@@ -8,15 +8,17 @@ from torch import Tensor
 
 from fwp_rl.layers import (
     FastWeightConfig,
+    HeadInputs,
     ResidualBlock,
     SlowNet,
     empty_fast_weights,
     normalised_reads,
     require_positive_sizes,
+    run_heads,
     write_strength_bias,
 )
 from fwp_rl.memory import Memory
-from fwp_rl.ops import oja_scan, unit
+from fwp_rl.ops import oja_keys, unit
 from fwp_rl.ops.fast_weight_heads import UNIT_EPSILON
 from fwp_rl.registry import register
 from fwp_rl.state import State
@@ -62,10 +64,21 @@ class Oja(Memory):
         """See `Memory.scan`."""
 
         def heads(x: Tensor) -> tuple[Tensor, State]:
-            c = self.config
-            q, k, v, b = self.slow_net(x).split([c.key_size, c.key_size, c.value_size, 1], dim=-1)
-            q, k, v = (unit(x, x.shape[-1], epsilon=UNIT_EPSILON) for x in (q, k, v))
-            y, final = oja_scan(q, k, v, torch.sigmoid(b)[..., 0], state, episode_starts)
+            y, final = run_heads(self._program(x, state, episode_starts), episode_starts)
             return normalised_reads(y), final
 
         return self.block(inputs, heads)
+
+    def head_inputs(
+        self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
+    ) -> HeadInputs:
+        """See `fwp_rl.inspection.Inspectable`."""
+        return self._program(self.block.encode(inputs), state, episode_starts)
+
+    def _program(self, x: Tensor, state: State, episode_starts: Tensor) -> HeadInputs:
+        c = self.config
+        q, k, v, b = self.slow_net(x).split([c.key_size, c.key_size, c.value_size, 1], dim=-1)
+        q, k, v = (unit(part, part.shape[-1], epsilon=UNIT_EPSILON) for part in (q, k, v))
+        beta = torch.sigmoid(b)[..., 0]
+        written = oja_keys(k, v, beta, state, episode_starts)
+        return HeadInputs(q, written, v, torch.ones_like(beta), None, state, "additive")

@@ -8,9 +8,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fwp_rl.feature_maps import FeatureMap, feature_map, feature_size, require_feature_map
-from fwp_rl.layers import FastWeightConfig, require_positive_sizes
+from fwp_rl.layers import FastWeightConfig, HeadInputs, require_positive_sizes, run_heads
 from fwp_rl.memory import Memory
-from fwp_rl.ops import fast_weight_scan
 from fwp_rl.ops.fast_weight_scan import Rule
 from fwp_rl.registry import register
 from fwp_rl.state import State
@@ -92,14 +91,22 @@ class PaperDelta(Memory):
         self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
     ) -> tuple[Float[Tensor, "T B O"], State]:
         """See `Memory.scan`."""
+        x = self.encode(inputs)
+        y, final = run_heads(self._program(x, state), episode_starts)
+        x = x + self.readout(y.flatten(-2))
+        return x + self.down(self.up(self.feed_forward_norm(x)).relu()), final
+
+    def head_inputs(
+        self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
+    ) -> HeadInputs:
+        """See `fwp_rl.inspection.Inspectable`."""
+        return self._program(self.encode(inputs), state)
+
+    def _program(self, x: Tensor, state: State) -> HeadInputs:
         c = self.config
         keys, values = c.n_heads * c.key_size, c.n_heads * c.value_size
-        x = self.encode(inputs)
         z = self.norm(x)
         parts = self.qkv(z).split([keys, keys, values], dim=-1)
         q, k, v = (part.unflatten(-1, (c.n_heads, -1)) for part in parts)
         q, k = (feature_map(part, c.feature_map, "sum") for part in (q, k))
-        beta = torch.sigmoid(self.strength(z))
-        y, state = fast_weight_scan(q, k, v, beta, state, episode_starts, rule=c.rule)
-        x = x + self.readout(y.flatten(-2))
-        return x + self.down(self.up(self.feed_forward_norm(x)).relu()), state
+        return HeadInputs(q, k, v, torch.sigmoid(self.strength(z)), None, state, c.rule)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fwp_rl.layers import (
     FastWeightConfig,
+    HeadInputs,
     ResidualBlock,
     SlowNet,
     empty_fast_weights,
@@ -18,7 +19,7 @@ from fwp_rl.layers import (
 from fwp_rl.memory import Memory
 from fwp_rl.ops import recurrent_delta_scan
 from fwp_rl.registry import register
-from fwp_rl.state import State
+from fwp_rl.state import State, state_leaves
 
 
 @register("recurrent_delta")
@@ -65,6 +66,18 @@ class RecurrentDelta(Memory):
     ) -> tuple[Float[Tensor, "T B O"], State]:
         """See `Memory.scan`."""
         return self.block(inputs, partial(self._heads, state=state, episode_starts=episode_starts))
+
+    def head_inputs(
+        self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
+    ) -> HeadInputs:
+        """See `fwp_rl.inspection.Inspectable`."""
+        c, (matrix, y) = self.config, state_leaves(state)
+        slots = self.slow_net(self.block.encode(inputs))
+        outputs, _ = recurrent_delta_scan(slots, self.recurrent, state, episode_starts)
+        last = torch.cat([y[None], outputs[:-1]]).masked_fill(episode_starts[..., None, None], 0.0)
+        slots = slots + torch.einsum("tbhv,hvs->tbhs", last.tanh(), self.recurrent)
+        q, k, v, b = slots.split([c.key_size, c.key_size, c.value_size, 1], dim=-1)
+        return HeadInputs(q.softmax(-1), k.softmax(-1), v, torch.sigmoid(b)[..., 0], None, matrix, "delta")
 
     def _heads(self, x: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
         y, state = recurrent_delta_scan(self.slow_net(x), self.recurrent, state, episode_starts)

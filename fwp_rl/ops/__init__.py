@@ -3,7 +3,7 @@
 from fwp_rl.ops.block_step import BlockWeights, block_step
 from fwp_rl.ops.fast_weight_heads import fast_weight_heads
 from fwp_rl.ops.fast_weight_scan import fast_weight_scan, resolve_backend
-from fwp_rl.ops.oja_scan import oja_scan
+from fwp_rl.ops.oja import oja_keys
 from fwp_rl.ops.recurrent_scan import fast_rnn_scan, recurrent_delta_scan, self_referential_scan, third_order_scan
 from fwp_rl.ops.unit import unit
 
@@ -13,7 +13,7 @@ __all__ = [
     "fast_rnn_scan",
     "fast_weight_heads",
     "fast_weight_scan",
-    "oja_scan",
+    "oja_keys",
     "recurrent_delta_scan",
     "resolve_backend",
     "self_referential_scan",

@@ -23,7 +23,7 @@ from fwp_rl.memory import Memory, MemoryConfig
 from fwp_rl.ops import unit
 from fwp_rl.ops.fast_weight_heads import READ_EPSILON
 from fwp_rl.registry import memory_configs
-from fwp_rl.state import State
+from fwp_rl.state import State, map_state, state_leaves
 
 T, B, D, H, K, V, W = 12, 4, 9, 2, 5, 7, 8
 SIZES: dict[str, int] = {"width": W, "n_heads": H, "key_size": K, "value_size": V, "expansion": 3}
@@ -34,6 +34,8 @@ CONFIGS = {
     "gated_delta": GatedDeltaConfig(**SIZES),
     "compiled": GatedDeltaConfig(width=24, n_heads=3, key_size=16, value_size=32),
 }
+BY_NAME = ("hebb", "oja", "continuous_delta", "linear_attention", "schlag2021", "irie2021", "recurrent_delta")
+"""Memories with reads of their own: what they put out is not computed again here."""
 
 
 def starts() -> Tensor:
@@ -85,6 +87,20 @@ def test_retrieval_map_gives_the_reads(name: str) -> None:
     recalled = torch.einsum("tbhs,sbhv->tbhv", trace.retrieval, trace.v) + trace.from_state
     assert (recalled - trace.reads).abs().max() < 1e-10
     assert trace.from_state[:, 3].abs().max() > 1e-3  # else the initial state was not tested
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_the_trace_of_the_others_is_what_they_do(name: str) -> None:
+    """Catches heads that are told in another way than the memory runs: the last output of the wrong step, a start that
+    is missed, another order of the slots. The final fast weights are those of the memory, the map gives the reads."""
+    memory = trained(memory_configs()[name](**SIZES))  # type: ignore[call-arg]  # all of fast weights
+    inputs = torch.randn(T, B, D, dtype=torch.float64)
+    state = map_state(lambda x: 0.3 * torch.randn_like(x), memory.initial_state(B))
+    trace = inspect_memory(memory, inputs, state, starts())
+    _, final = memory.scan(inputs, state, starts())
+    torch.testing.assert_close(trace.fast_weights[-1], next(state_leaves(final)), atol=1e-10, rtol=0)
+    recalled = torch.einsum("tbhs,sbhv->tbhv", trace.retrieval, trace.v) + trace.from_state
+    assert (recalled - trace.reads).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize("name", CONFIGS)
