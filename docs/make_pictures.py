@@ -145,7 +145,7 @@ def main() -> None:
             axes.tick_params(labelsize=7)
             axes.xaxis.label.set_size(8)
             axes.yaxis.label.set_size(8)
-        figure.savefig(FOLDER / f"{name}.png", dpi=80)
+        figure.savefig(FOLDER / f"{name}.png", dpi=75)
         plt.close(figure)
         print(FOLDER / f"{name}.png")
 

@@ -64,8 +64,6 @@ class PaperDelta(Memory):
         c = self.config = config
         require_positive_sizes(input_size, c)
         require_feature_map(c.feature_map, "sum")
-        if c.rule not in ("delta", "additive"):
-            raise ValueError(f"rule={c.rule!r}: expected 'delta' or 'additive'")
         self.input_size = input_size
         self.output_size = c.width
         keys, values = c.n_heads * c.key_size, c.n_heads * c.value_size

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from fwp_rl import build_memory
-from fwp_rl.memories.continuous_delta import ContinuousDeltaConfig
+from fwp_rl.feature_maps import feature_map, feature_size, require_feature_map
+from fwp_rl.memories.continuous_delta import ContinuousDeltaConfig, exact_strength
+from fwp_rl.memories.delta import DeltaConfig
 from fwp_rl.memories.delta_lstm import DeltaLSTMConfig
 from fwp_rl.memories.delta_mlp import DeltaMLPConfig
 from fwp_rl.memories.delta_product import DeltaProductConfig
@@ -25,6 +27,7 @@ from fwp_rl.memories.paper_delta import Irie2021Config, Schlag2021Config
 from fwp_rl.memories.recurrent_delta import RecurrentDeltaConfig
 from fwp_rl.memories.srwm import SRWM, SRWMConfig
 from fwp_rl.memory import Memory, MemoryConfig
+from fwp_rl.ops import oja_keys
 from fwp_rl.state import State, map_state, state_leaves
 
 T, B, D = 23, 3, 11
@@ -372,6 +375,97 @@ def test_learned_matrices_learn_from_one_step(name: str) -> None:
     for parameter, value in memory.named_parameters():
         assert value.grad is not None, parameter
         assert value.grad.any(), parameter
+
+
+def test_a_product_of_one_step_is_the_delta_rule() -> None:
+    """Catches a query or a strength of the product that is treated in another way than those of `delta`."""
+    product = DeltaProductConfig(**SIZES, n_writes=1, expansion=2).build(D)
+    delta = DeltaConfig(**SIZES, negative_eigenvalues=True).build(D)
+    mine = dict(product.named_parameters())
+    with torch.no_grad():
+        for name, parameter in delta.named_parameters():
+            name = name.removeprefix("block.")
+            parameter += 0.3 * torch.randn_like(parameter)
+            mine[name if name in mine else f"block.{name}"].copy_(parameter)
+    inputs, starts = torch.randn(T, B, D), torch.rand(T, B) < 0.15
+    outputs, state = product.scan(inputs, product.initial_state(B), starts)
+    expected, final = delta.scan(inputs, delta.initial_state(B), starts)
+    torch.testing.assert_close(outputs, expected)
+    torch.testing.assert_close(state, final)
+
+
+@pytest.mark.parametrize("length", [1e-4, 1.0, 30.0])
+def test_the_exact_step_is_many_small_steps(length: float) -> None:
+    """Catches a strength that is not the solution of the flow, or that loses its digits for small keys."""
+    k = length * unit(torch.randn(5, dtype=torch.float64))
+    beta, S, v = 0.7, torch.randn(7, 5, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
+    strength = exact_strength(torch.full((1, 1, 1), beta, dtype=torch.float64), k[None, None, None])[0, 0, 0]
+    exact, euler, n = delta(S, k, v, strength), S, 20_000
+    for _ in range(n):
+        euler = delta(euler, k, v, torch.tensor(beta / n))
+    torch.testing.assert_close((exact - S) / length, (euler - S) / length, atol=1e-4, rtol=1e-3)
+
+
+def test_a_step_of_three_is_three_steps_of_one() -> None:
+    """Catches an elapsed time that is read from another input, or that scales the value as well."""
+    memory = ContinuousDeltaConfig(**SIZES, elapsed_time=-1).build(D).double()
+    inputs = torch.randn(1, B, D, dtype=torch.float64)
+    inputs[..., -1] = 0.0  # so that the slow net sees the same in both
+    with torch.no_grad():
+        memory.block.encode.weight[:, -1] = 0.0  # type: ignore[index, union-attr]  # a linear layer
+    one, three = inputs.clone(), inputs.clone()
+    one[..., -1], three[..., -1] = 1.0, 3.0
+    _, state = memory.scan(one.expand(3, B, D), memory.initial_state(B), torch.zeros(3, B, dtype=torch.bool))
+    _, at_once = memory.scan(three, memory.initial_state(B), torch.zeros(1, B, dtype=torch.bool))
+    torch.testing.assert_close(at_once, state)
+
+
+def test_ojas_rule_moves_a_value_to_its_new_key() -> None:
+    """Catches an erasure along keys: under the old key nothing is left of a value that comes again."""
+    k, v = torch.eye(4, dtype=torch.float64)[:2, None, None], torch.ones(2, 1, 1, 1, dtype=torch.float64)
+    starts, state = torch.zeros(2, 1, dtype=torch.bool), torch.zeros(1, 1, 4, 1, dtype=torch.float64)
+    u = oja_keys(k, v, torch.ones(2, 1, 1, dtype=torch.float64), state, starts)
+    assert torch.equal(u[0], k[0])
+    assert torch.equal(u[1], k[1] - k[0])
+
+
+@pytest.mark.parametrize("normalization", ["none", "sum", "l2"])
+@pytest.mark.parametrize("name", ["identity", "silu", "elu", "dpfp", "softmax"])
+def test_feature_maps(name: str, normalization: str) -> None:
+    """Catches a norm over the wrong axis, and DPFP that pairs a feature with itself."""
+    x = torch.randn(3, 4, 6, dtype=torch.float64)
+    features = feature_map(x, name, normalization)  # type: ignore[arg-type]
+    assert features.shape == (3, 4, feature_size(6, name))  # type: ignore[arg-type]
+    if normalization == "l2":
+        torch.testing.assert_close(features.norm(dim=-1), torch.ones(3, 4, dtype=torch.float64), atol=1e-3, rtol=0)
+    if name in ("elu", "dpfp", "softmax"):
+        assert (features >= 0).all()
+        if normalization == "sum":
+            torch.testing.assert_close(features.sum(-1), torch.ones(3, 4, dtype=torch.float64), atol=1e-3, rtol=0)
+    if name == "dpfp":
+        assert (features == 0).sum() > features.numel() / 2
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (LinearAttentionConfig(feature_map="silu"), "attention_normalization=True needs features that are not neg"),
+        (Irie2021Config(feature_map="identity"), "normalization='sum' needs features that are not negative"),
+        (ContinuousDeltaConfig(elapsed_time=D), f"elapsed_time={D} is no index of {D} inputs"),
+    ],
+)
+def test_choices_that_cannot_be_are_refused(config: MemoryConfig, message: str) -> None:
+    """Catches a choice that is taken and then ignored, or a division by a sum that may be 0."""
+    with pytest.raises(ValueError, match=message):
+        config.build(D)
+
+
+def test_unknown_feature_maps_are_named() -> None:
+    """Catches a misspelt name that would leave the features as they are."""
+    with pytest.raises(ValueError, match="feature_map='relu': expected one of identity, silu, elu, dpfp, softmax"):
+        require_feature_map("relu", "none")
+    with pytest.raises(ValueError, match="normalization='max': expected one of none, sum, l2"):
+        require_feature_map("elu", "max")
 
 
 def test_self_referential_state_is_the_difference_to_what_is_learned() -> None:
