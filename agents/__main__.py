@@ -2,23 +2,25 @@
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from agents.command_line import parse, run
 from agents.errors import UsageError
 
-DESCRIPTION = """Evaluate, watch and list agents that remember.
+DESCRIPTION = """Evaluate, watch, compare and list agents that remember.
 
 examples:
   python -m agents list
   python -m agents evaluate runs/fwp-MiniGrid-TMaze-v0/delta/seed_0 --episodes 500
   python -m agents render runs/fwp-MiniGrid-TMaze-v0/delta/seed_0 --out episode.gif
+  python -m agents compare --env-id fwp/TMaze-v0 fwp/RepeatPrevious-v0 --memory delta lstm none --seeds 5
   python -m agents demo
 
 A run is read from its run.json and the pickle-free part of its model.zip: a stranger's file cannot run code.
@@ -56,6 +58,28 @@ class Render:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Train several memories with several seeds on the same tasks, and say which is better and how sure that is."""
+
+    env_id: tuple[str, ...] = ("fwp/MiniGrid-TMaze-v0",)
+    """Tasks; each is trained with its preset."""
+    memory: tuple[str, ...] = ("delta", "lstm", "gru", "none")
+    """Memories. The others are made as large as the first, and compared with it."""
+    seeds: int = 5
+    """Runs of each memory on each task, with the seeds 0, 1, ..."""
+    equal: Literal["parameters", "state", "nothing"] = "parameters"
+    """What the memories have the same number of."""
+    total_timesteps: int | None = None
+    """Environment steps of each run. None: those of the preset."""
+    episodes: int = 200
+    """Unseen episodes that each agent plays at the end."""
+    jobs: int = os.cpu_count() or 1
+    """Runs side by side, each on one thread."""
+    root: Path = Path("runs/compare")
+    """Directory of all runs. What is finished there is kept, what was cut off starts again from its seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class List:
     """Memories, tasks and presets."""
 
@@ -77,12 +101,27 @@ class Demo:
 def main(argv: Sequence[str] | None = None) -> None:
     """Do what the command line says (`sys.argv` if None)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    command = parse(Evaluate | Render | List | Demo, arguments, prog="python -m agents", description=DESCRIPTION)
+    command = parse(
+        Evaluate | Render | Compare | List | Demo, arguments, prog="python -m agents", description=DESCRIPTION
+    )
     match command:
         case Evaluate():
             _evaluate(command)
         case Render():
             _render(command)
+        case Compare():
+            from agents.comparison import compare
+
+            compare(
+                command.env_id,
+                command.memory,
+                n_seeds=command.seeds,
+                equal=command.equal,
+                total_timesteps=command.total_timesteps,
+                episodes=command.episodes,
+                n_processes=command.jobs,
+                root=command.root,
+            )
         case List():
             from agents.listing import listing
 

@@ -4,29 +4,24 @@ Each run is a process of its own with one thread for computing, so that two core
 """
 
 import dataclasses
-import json
-import multiprocessing
-import os
 import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from agents.config import TrainConfig, to_json, train_config_from_json
-from agents.errors import AgentsError, InterruptedRunError, UsageError
+from agents.config import TrainConfig
+from agents.errors import AgentsError, UsageError
 from agents.evaluation import Summary, evaluate_run, summarize
-from agents.interrupts import Interrupts
 from agents.presets import preset_config
 from agents.progress import Progress, format_seconds
 from agents.rendering import render_run
 from agents.runs import RunPaths, create_run_directory, read_metrics, read_run
+from agents.side_by_side import Job, train_side_by_side
+from agents.table import table
 from fwp_rl.registry import memory_config
 
 ENV_ID = "fwp/MiniGrid-TMaze-v0"
 MEMORIES = ("delta", "lstm")
-
-_POLL_SECONDS = 0.5
 
 
 def demo(root: Path, *, total_timesteps: int = 300_000, episodes: int = 200, seed: int = 0) -> None:
@@ -40,9 +35,9 @@ def demo(root: Path, *, total_timesteps: int = 300_000, episodes: int = 200, see
         create_run_directory(directory, overwrite=True)
     print(f"{ENV_ID}, corridor of 7: the cue is in sight only at the start, the turn comes at the end.")
     print(f"Training {' and '.join(MEMORIES)}, one process each; runs in {root}", flush=True)
-    _train_side_by_side(configs, directories)
+    _train(configs, directories)
     rows = [_row(name, directories[name], episodes) for name in MEMORIES]
-    print(f"\nEvaluation on {episodes} episodes with unseen seeds, the same for both:\n\n{_table(rows)}\n")
+    print(f"\nEvaluation on {episodes} episodes with unseen seeds, the same for both:\n\n{table(rows)}\n")
     for name, directory in directories.items():
         picture, _ = render_run(directory, directory / "episode.gif")
         print(f"an episode of {name:<6} {picture}")
@@ -65,45 +60,23 @@ def _config(memory: str, total_timesteps: int, seed: int) -> TrainConfig:
     )
 
 
-def _train_side_by_side(configs: dict[str, TrainConfig], directories: dict[str, Path]) -> None:
-    context = multiprocessing.get_context("spawn")
-    arguments = {name: (json.dumps(to_json(config)), str(directories[name])) for name, config in configs.items()}
-    processes = {name: context.Process(target=_train_one, args=arguments[name], name=name) for name in configs}
-    total = max(config.planned_steps for config in configs.values())
-    with Interrupts() as interrupts, _one_thread_for_children():
-        progress = Progress(list(configs), total)
-        try:
-            for process in processes.values():
-                process.start()
-            while any(process.is_alive() for process in processes.values()) and interrupts.received is None:
-                for name, process in processes.items():
-                    _show(progress, name, directories[name], has_ended=not process.is_alive())
-                time.sleep(_POLL_SECONDS)
-        finally:
-            for process in processes.values():
-                if process.is_alive():
-                    process.terminate()  # it saves, then leaves
-            for process in processes.values():
-                process.join()
-            progress.close()
-        if interrupts.received is not None:
-            raise InterruptedRunError("stopped; run the demo again to start it anew", interrupts.exit_code)
-    for name, process in processes.items():
-        if process.exitcode:
-            error = AgentsError(f"training {name} failed with exit code {process.exitcode}")
-            error.exit_code = process.exitcode
+def _train(configs: dict[str, TrainConfig], directories: dict[str, Path]) -> None:
+    progress = Progress(list(configs), max(config.planned_steps for config in configs.values()))
+    jobs = [Job(name, config, directories[name]) for name, config in configs.items()]
+    try:
+        codes = train_side_by_side(
+            jobs,
+            len(jobs),
+            lambda job, has_ended: _show(progress, job.name, job.directory, has_ended=has_ended),
+            again="stopped; run the demo again to start it anew",
+        )
+    finally:
+        progress.close()
+    for name, code in codes.items():
+        if code:
+            error = AgentsError(f"training {name} failed with exit code {code}")
+            error.exit_code = code
             raise error
-
-
-def _train_one(config: str, directory: str) -> None:
-    """Body of a training process. Ctrl-C on the terminal is for the parent, who then asks us to stop."""
-    from agents.command_line import run
-    from agents.training import train
-
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()
-    parsed = train_config_from_json(json.loads(config))
-    sys.exit(run(lambda: train(parsed, Path(directory), quiet=True)))
 
 
 def _show(progress: Progress, name: str, directory: Path, *, has_ended: bool) -> None:
@@ -114,23 +87,6 @@ def _show(progress: Progress, name: str, directory: Path, *, has_ended: bool) ->
         progress.update(name, last["step"], success=success, episode_return=mean)
         if has_ended:
             progress.finish(name, last["step"])
-
-
-class _one_thread_for_children:
-    """One thread for the numerical libraries of every process started in the `with` block."""
-
-    _NAMES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")
-
-    def __enter__(self) -> None:
-        self._before = {name: os.environ.get(name) for name in self._NAMES}
-        os.environ.update(dict.fromkeys(self._NAMES, "1"))
-
-    def __exit__(self, *error: object) -> None:
-        for name, value in self._before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _row(name: str, directory: Path, episodes: int) -> dict[str, Any]:
@@ -147,11 +103,3 @@ def _row(name: str, directory: Path, episodes: int) -> dict[str, Any]:
         "return": f"{summary.return_mean:.3f}",
         "length": f"{summary.length_mean:.1f}",
     }
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-    widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
-    lines = ["  ".join(f"{key:>{width}}" for key, width in widths.items())]
-    lines.append("  ".join("-" * width for width in widths.values()))
-    lines += ["  ".join(f"{row[key]:>{width}}" for key, width in widths.items()) for row in rows]
-    return "\n".join(lines)
