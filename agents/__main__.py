@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from agents.command_line import parse, run
-from agents.errors import UsageError
+from agents.errors import AgentsError, UsageError
 
 DESCRIPTION = """Evaluate, watch, compare and list agents that remember.
 
@@ -85,6 +85,14 @@ class List:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """What is installed, what works and what does not: a block to paste into a bug report."""
+
+    root: Path = Path("runs")
+    """Where runs are to be written."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Demo:
     """Train delta and lstm side by side on a T-maze in MiniGrid, compare them, and draw an episode of each."""
 
@@ -102,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Do what the command line says (`sys.argv` if None)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = parse(
-        Evaluate | Render | Compare | List | Demo, arguments, prog="python -m agents", description=DESCRIPTION
+        Evaluate | Render | Compare | List | Doctor | Demo, arguments, prog="python -m agents", description=DESCRIPTION
     )
     match command:
         case Evaluate():
@@ -126,6 +134,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             from agents.listing import listing
 
             print(listing())
+        case Doctor():
+            from agents.doctor import examine
+
+            report, healthy = examine(command.root)
+            print(report)
+            if not healthy:
+                raise AgentsError("not all of it works, see above")
         case Demo():
             from agents.demo import demo
 
