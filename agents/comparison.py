@@ -47,7 +47,7 @@ def compare(
     n_processes: int,
     root: Path,
 ) -> None:
-    """Train what is missing, evaluate everything, write comparison.json and comparison.md, and print the tables."""
+    """Train what is missing, evaluate everything, write comparison.json, .md and .png, and print the tables."""
     for name, value in (("seeds", n_seeds), ("episodes", episodes), ("jobs", n_processes)):
         if value < 1:
             raise UsageError(f"{name}={value} must be at least 1")
@@ -69,7 +69,8 @@ def compare(
     write_json(root / "comparison.json", result)
     text = report(result)
     (root / "comparison.md").write_text(text, encoding="utf-8")
-    print(f"\n{text}\nwritten to            {root / 'comparison.md'} and comparison.json")
+    draw([job for job in jobs if job.name not in failed], root / "comparison.png")
+    print(f"\n{text}\nwritten to            {root / 'comparison.md'}, comparison.json and comparison.png")
     print(f"learning curves       tensorboard --logdir {shlex.quote(str(root))} --host 127.0.0.1")
     if failed:
         raise RunFileError(f"left out, because training them failed: {', '.join(failed)}")
@@ -112,6 +113,7 @@ def report(result: dict[str, Any]) -> str:
     if complete and all(row["scale"] is not None for row in rows):
         arrays = {name: np.array(each, dtype=float) for name, each in scores.items()}
         lines += ["## All tasks\n", f"Scores are {_scales(rows)}.\n", markdown(_overall(arrays)), ""]
+    lines.append("![learning curves](comparison.png)\n")
     return "\n".join(lines)
 
 
@@ -232,3 +234,46 @@ def _score(config: TrainConfig, played: list[Episode]) -> tuple[float, str | Non
     if None not in outcomes:
         return float(np.mean(np.array(outcomes, dtype=float))), "success rates"
     return mean, None
+
+
+def draw(jobs: Sequence[Job], file: Path) -> None:
+    """Learning curves of all runs, one panel for each task: every seed as a thin line, their mean as a thick one."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    env_ids = list(dict.fromkeys(job.config.env_id for job in jobs))
+    memories = list(dict.fromkeys(job.directory.parent.name for job in jobs))
+    figure, panels = plt.subplots(
+        1, len(env_ids), figsize=(5 * len(env_ids), 3.4), dpi=120, squeeze=False, layout="constrained"
+    )
+    for axes, env_id in zip(panels[0], env_ids, strict=True):
+        for number, memory in enumerate(memories):
+            of = [job for job in jobs if (job.config.env_id, job.directory.parent.name) == (env_id, memory)]
+            curves = [curve for job in of if (curve := _curve(job)) is not None]
+            color = "0.5" if memory == "none" else f"C{number}"
+            for steps, values in curves:
+                axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.5)
+            if curves:
+                # A run that ended early, because it had learned all there was, stays where it was.
+                grid = np.linspace(0, max(steps[-1] for steps, _ in curves), 200)
+                mean = np.mean([np.interp(grid, steps, values) for steps, values in curves], axis=0)
+                axes.plot(grid, mean, color=color, linewidth=2.2, label=memory)
+        axes.set_title(env_id, fontsize=10)
+        axes.set_xlabel("environment steps")
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    panels[0][0].set_ylabel("return in training")
+    figure.savefig(file)
+    plt.close(figure)
+
+
+def _curve(job: Job) -> tuple[np.ndarray, np.ndarray] | None:
+    """Steps and mean returns of the last episodes; None before the first episode has ended."""
+    lines = [line for line in read_metrics(RunPaths(job.directory).metrics) if "rollout/ep_rew_mean" in line]
+    if not lines:
+        return None
+    return np.array([line["step"] for line in lines]), np.array([line["rollout/ep_rew_mean"] for line in lines])

@@ -48,6 +48,7 @@ def test_a_comparison_that_was_killed_comes_to_the_same_numbers(tmp_path: Path) 
         time.sleep(0.05)  # its child saves and leaves
     compare(["fwp/TMaze-v0"], ["delta", "none"], root=killed, **SETTINGS)
     assert numbers_of(killed) == numbers_of(whole)
+    assert (whole / "comparison.png").stat().st_size > 10_000
     times = {path: path.stat().st_mtime_ns for path in whole.rglob("model.zip")}
     compare(["fwp/TMaze-v0"], ["delta", "none"], root=whole, **SETTINGS)
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("model.zip")} == times
