@@ -36,8 +36,8 @@ def test_a_comparison_that_was_killed_comes_to_the_same_numbers(tmp_path: Path) 
     """Catches a run that is trained twice or left half done, an orphan that goes on writing, and anything that depends
     on what ran before."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    compare(["fwp/TMaze-v0"], ["delta", "none"], root=whole, **SETTINGS)
-    options = ["--env-id", "fwp/TMaze-v0", "--memory", "delta", "none", "--seeds", "1", "--total-timesteps", "2048"]
+    compare(["fwp/TMaze-v0"], ["delta"], root=whole, **SETTINGS)
+    options = ["--env-id", "fwp/TMaze-v0", "--memory", "delta", "--seeds", "1", "--total-timesteps", "2048"]
     command = [sys.executable, "-m", "agents", "compare", *options, "--episodes", "4", "--jobs", "1"]
     first, deadline = killed / "fwp-TMaze-v0" / "delta" / "seed_0", time.monotonic() + 120
     with subprocess.Popen([*command, "--root", str(killed)], cwd=ROOT) as process:
@@ -46,14 +46,14 @@ def test_a_comparison_that_was_killed_comes_to_the_same_numbers(tmp_path: Path) 
         process.send_signal(signal.SIGKILL)
     while read_run(first)["status"] == "running" and time.monotonic() < deadline:
         time.sleep(0.05)  # its child saves and leaves
-    compare(["fwp/TMaze-v0"], ["delta", "none"], root=killed, **SETTINGS)
+    compare(["fwp/TMaze-v0"], ["delta"], root=killed, **SETTINGS)
     assert numbers_of(killed) == numbers_of(whole)
     assert (whole / "comparison.png").stat().st_size > 10_000
     times = {path: path.stat().st_mtime_ns for path in whole.rglob("model.zip")}
-    compare(["fwp/TMaze-v0"], ["delta", "none"], root=whole, **SETTINGS)
+    compare(["fwp/TMaze-v0"], ["delta"], root=whole, **SETTINGS)
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("model.zip")} == times
     with pytest.raises(UsageError, match=r"delta/seed_0 is a run with another total_timesteps; give another --root"):
-        compare(["fwp/TMaze-v0"], ["delta", "none"], root=whole, **SETTINGS | {"total_timesteps": 4096})
+        compare(["fwp/TMaze-v0"], ["delta"], root=whole, **SETTINGS | {"total_timesteps": 4096})
 
 
 @pytest.mark.parametrize("equal", ["parameters", "state"])
