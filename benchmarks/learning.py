@@ -54,7 +54,8 @@ class Question:
     predicted_to_fail: tuple[str, ...] = ()
     """Memories of which `docs/memories.md` says that they cannot learn this."""
     control_steps: int | None = None
-    """Steps for the agent without memory, which never ends early. None: those of the preset."""
+    """Steps for the agent without memory, which never ends early, and for those that are predicted to fail. None:
+    those of the preset."""
 
 
 _SEQUENTIAL = ("rnn", "gru", "lstm", "recurrent_delta", "delta_rnn", "delta_lstm", "srwm", "fast_weight_memory")
@@ -99,7 +100,7 @@ QUESTIONS = {
         eval_every=20_000,
     ),
     "repeat-previous": Question(
-        text="What was shown 4 steps ago, every memory, 1M steps",
+        text="What was shown 4 steps ago, every memory, 1M steps (500k where failure is predicted)",
         env_id="fwp/RepeatPrevious-v0",
         memories=(*_SEQUENTIAL, *_PARALLEL, "none"),
         n_seeds=1,
@@ -108,6 +109,7 @@ QUESTIONS = {
         control=(0.2, 0.3),
         eval_every=50_000,
         predicted_to_fail=_PARALLEL,
+        control_steps=500_000,
     ),
     "memory-s9": Question(
         text="MiniGrid-MemoryS9-v0 with a view of 3",
@@ -140,11 +142,12 @@ def directory_of(name: str, memory: str, seed: int, root: pathlib.Path) -> pathl
 
 def command(question: Question, memory: str, seed: int, directory: pathlib.Path) -> list[str]:
     stop = memory != "none" and question.stop_at is not None
+    fails = memory == "none" or memory in question.predicted_to_fail
     return [
         *(sys.executable, "train.py", "--env-id", question.env_id, *question.flags, "--seed", str(seed)),
         *("--eval-every", str(question.eval_every), "--eval-episodes", "100"),
         *(("--stop-at-success", str(question.stop_at)) if stop else ()),
-        *(("--total-timesteps", str(question.control_steps)) if memory == "none" and question.control_steps else ()),
+        *(("--total-timesteps", str(question.control_steps)) if fails and question.control_steps else ()),
         *("--threads", "1", "--run-dir", str(directory), "--overwrite", "--quiet", f"memory:{memory}"),
     ]
 
