@@ -583,7 +583,7 @@ class TestResolveBackend:
             _resolve("triton", torch.device("cuda", 0), *arguments)
 
     def test_decays_that_kernels_do_not_take(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Red if kernels with one decay for each head run, or are even looked at, where there is one for each channel."""
+        """Red if kernels with one decay for each head run, or are looked at, where there is one for each channel."""
         monkeypatch.setattr(scan_module, "_triton_problem", lambda device: None)
         monkeypatch.setattr(scan_module, "_kernel_problem", lambda *_: pytest.fail("looked at the kernels"))
         arguments = (torch.device("cuda", 0), "delta", True, 16, 32, torch.float32, 1.0, True)
