@@ -9,7 +9,8 @@ A fast-weight memory of first order has an exact retrieval map: what is read is 
     y_t = S_t^T q_t = sum_s a_ts v_s + c_t
     a_ts = beta_s k_s^T A_{s+1} ... A_t q_t,     A_s = alpha_s (I - beta_s k_s k_s^T)
 
-(A_s = alpha_s I for the additive rule; c_t is what is left of the initial state). It is to a memory of fixed size what
+(A_s = alpha_s I for the additive rule; alpha_s is a diagonal matrix where each channel of the keys fades at its own
+rate; c_t is what is left of the initial state). It is to a memory of fixed size what
 the attention map is to a transformer. Nothing like it exists for an LSTM.
 """
 
@@ -59,8 +60,9 @@ class MemoryTrace:
     """Values, as the memory computed them."""
     beta: Float[Tensor, "T B H"]
     """Write strength: with the delta rule, the fraction of what its key recalls that a write replaces."""
-    decay: Float[Tensor, "T B H"]
-    """The fraction of the fast weights that is left before the write; 1 where the memory does not fade."""
+    decay: Float[Tensor, "T B H"] | Float[Tensor, "T B H K"]
+    """The fraction of the fast weights, or of each of their K rows, that is left before the write; 1 where the memory
+    does not fade."""
     episode_starts: Bool[Tensor, "T B"]
     """Where the fast weights were emptied before the step."""
     fast_weights: Float[Tensor, "T B H K V"]
@@ -111,13 +113,14 @@ def trace_heads(heads: HeadInputs, episode_starts: Bool[Tensor, "T B"]) -> Memor
         raise ValueError(f"rule must be 'delta' or 'additive' to have a retrieval map, got {heads.rule!r}")
     with torch.no_grad():
         decay = torch.ones_like(heads.beta) if heads.log_decay is None else heads.log_decay.exp()
-        reads, fast_weights, surprise = _run(heads, decay, episode_starts)
+        row_decay = decay if decay.ndim == 4 else decay[..., None]
+        reads, fast_weights, surprise = _run(heads, row_decay, episode_starts)
         episode = episode_starts.cumsum(0)  # [T, B], 0 before the first start
         earlier = torch.ones(len(episode), len(episode), dtype=torch.bool, device=episode.device).tril()
         reachable = (episode[:, :, None] == episode.T) & earlier[:, None]  # [T, B, T]
         other = ~reachable[:, :, None]
         broken = ~fast_weights.isfinite().all(-1).all(-1, keepdim=True)  # of which nothing is known
-        retrieval, from_state = _retrieval(heads, decay)
+        retrieval, from_state = _retrieval(heads, row_decay)
         return MemoryTrace(
             q=heads.q,
             k=heads.k,
@@ -232,12 +235,15 @@ def _complete(
     return state, episode_starts
 
 
-def _run(heads: HeadInputs, decay: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What is read, the fast weights and the surprise, step by step through the operator itself."""
+def _run(heads: HeadInputs, row_decay: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What is read, the fast weights and the surprise, step by step through the operator itself.
+
+    `row_decay` is `[T, B, H, K]`, or `[T, B, H, 1]` where all rows of S fade alike.
+    """
     state, reads, states, surprises = heads.state, [], [], []
     for t in range(len(heads.q)):
         now = slice(t, t + 1)
-        kept = state.masked_fill(episode_starts[t, :, None, None, None], 0.0) * decay[t, :, :, None, None]
+        kept = state.masked_fill(episode_starts[t, :, None, None, None], 0.0) * row_decay[t, ..., None]
         surprises.append((heads.v[t] - torch.einsum("bhkv,bhk->bhv", kept, heads.k[t])).norm(dim=-1))
         read, state = fast_weight_scan(
             heads.q[now],
@@ -254,11 +260,11 @@ def _run(heads: HeadInputs, decay: Tensor, episode_starts: Tensor) -> tuple[Tens
     return torch.stack(reads), torch.stack(states), torch.stack(surprises)
 
 
-def _retrieval(heads: HeadInputs, decay: Tensor) -> tuple[Tensor, Tensor]:
+def _retrieval(heads: HeadInputs, row_decay: Tensor) -> tuple[Tensor, Tensor]:
     """The weights of all values, and of the initial state, in all reads: every query is sent back through the steps.
 
     As if there were no starts: the caller sets to zero what is beyond one.
-    S_t^T q = S'^T (q - a k) + a v with a = beta k . q, or S'^T q + a v for the additive rule.
+    S_t^T q = S'^T (q - a k) + a v with a = beta k . q, or S'^T q + a v for the additive rule; `row_decay` as in `_run`.
     """
     query = heads.q.clone()  # [T, B, H, K]
     weights = query.new_zeros(*query.shape[:3], len(query))
@@ -268,5 +274,5 @@ def _retrieval(heads: HeadInputs, decay: Tensor) -> tuple[Tensor, Tensor]:
         weights[s:, :, :, s] = weight
         if heads.rule == "delta":
             later = later - weight[..., None] * heads.k[s]
-        query[s:] = decay[s, :, :, None] * later
+        query[s:] = row_decay[s] * later
     return weights, torch.einsum("tbhk,bhkv->tbhv", query, heads.state)

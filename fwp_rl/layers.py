@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fwp_rl.memory import MemoryConfig
 from fwp_rl.ops import BlockWeights, block_step, fast_rnn_scan, fast_weight_heads, fast_weight_scan, unit
-from fwp_rl.ops.fast_weight_heads import READ_EPSILON, UNIT_EPSILON
+from fwp_rl.ops.fast_weight_heads import READ_EPSILON, head_arguments
 from fwp_rl.ops.fast_weight_scan import Rule
 from fwp_rl.state import State
 
@@ -54,8 +53,8 @@ class HeadInputs(NamedTuple):
     """values"""
     beta: Float[Tensor, "T B H"]
     """write strengths"""
-    log_decay: Float[Tensor, "T B H"] | None
-    """at most 0; None: nothing fades"""
+    log_decay: Float[Tensor, "T B H"] | Float[Tensor, "T B H K"] | None
+    """at most 0, of heads or of the channels of their keys; None: nothing fades"""
     state: Float[Tensor, "B H K V"]
     """the fast weights before the first step"""
     rule: Rule
@@ -89,8 +88,8 @@ class FastWeightBlock(nn.Module):
 
     A single step without gradient, which is what a rollout makes, is one compiled call on the CPU.
 
-    :param gate_biases: `[G, H]`: where the logits of the gates start: write strength and, if there is one, decay. Their
-        weights are small, so that the biases rule.
+    :param gate_biases: `[G, H]`: where the logits of the gates start: write strength and, if there is one, decay, or
+        (G = 1 + K) the decays of all channels of the keys. Their weights are small, so that the biases rule.
     """
 
     def __init__(self, input_size: int, config: FastWeightConfig, gate_biases: Float[Tensor, "G H"]) -> None:
@@ -105,7 +104,7 @@ class FastWeightBlock(nn.Module):
             expansion=c.expansion,
         )
         self.encode = nn.Identity() if input_size == c.width else linear(input_size, c.width)
-        self.gated = len(gate_biases) == 2
+        self.gated = len(gate_biases) > 1
         self.norm = nn.LayerNorm(c.width)
         # One layer for queries, keys, values and gates: fewer and larger matrix products.
         keys, values = c.n_heads * c.key_size, c.n_heads * c.value_size
@@ -113,7 +112,7 @@ class FastWeightBlock(nn.Module):
         with torch.no_grad():
             gates = slice(2 * keys + values, None)
             nn.init.orthogonal_(self.project.weight[gates], gain=0.1)
-            self.project.bias[gates] = gate_biases.flatten()
+            self.project.bias[gates] = torch.cat([gate_biases[0], gate_biases[1:].T.flatten()])
         self.skip = nn.Parameter(present_values(c.n_heads))
         # Small, not zero: else the memory would get no gradient in the first update.
         self.readout = linear(values, c.width, gain=0.5, bias=False)
@@ -164,18 +163,9 @@ class FastWeightBlock(nn.Module):
     ) -> HeadInputs:
         """What `forward`, given the same, computes with inside its compiled heads; for those who look inside."""
         c = self.config
-        keys, values = c.n_heads * c.key_size, c.n_heads * c.value_size
-        sizes = [keys, keys, values, c.n_heads] + ([c.n_heads] if self.gated else [])
-        q, k, v, strength, *decay = self.project(self.norm(self.encode(inputs))).split(sizes, dim=-1)
-        return HeadInputs(
-            q=unit(q, c.key_size, epsilon=UNIT_EPSILON).unflatten(-1, (c.n_heads, c.key_size)),
-            k=unit(k, c.key_size, epsilon=UNIT_EPSILON).unflatten(-1, (c.n_heads, c.key_size)),
-            v=v.unflatten(-1, (c.n_heads, c.value_size)),
-            beta=largest_strength * torch.sigmoid(strength),
-            log_decay=-F.softplus(decay[0]) if self.gated else None,
-            state=state,
-            rule=rule,
-        )
+        projected = self.project(self.norm(self.encode(inputs)))
+        arguments = head_arguments(projected, c.n_heads, c.key_size, c.value_size, largest_strength)
+        return HeadInputs(*arguments, state, rule)
 
     def _step_weights(self) -> BlockWeights:
         return BlockWeights(

@@ -19,6 +19,8 @@ class GatedDeltaConfig(FastWeightConfig):
 
     negative_eigenvalues: bool = False
     """Write strength in (0, 2) instead of (0, 1): a write can flip what its key recalls (parity, state tracking)."""
+    channel_decay: bool = False
+    """Each channel of the keys fades at a rate of its own, not all of a head alike (Kimi delta attention)."""
 
     def build(self, input_size: int) -> Memory:
         """The memory for inputs `[T, B, input_size]`."""
@@ -33,9 +35,11 @@ class GatedDelta(Memory):
         S_t = S' + beta k (v - S'^T k)^T
         y_t = S_t^T q + s v
 
-    Yang et al. 2025 (arXiv 2412.06464), equation 10. Heads start with time constants 1 / (1 - alpha) from 64 to 8192
-    steps: the initialisation for language models forgets within 16 steps in the median head. The share s of the present
-    value is learned; half of the heads start at -1 and read change. State: S `[B, H, K, V]`.
+    Yang et al. 2025 (arXiv 2412.06464), equation 10. With `channel_decay` S' = diag(alpha) S_{t-1}, an alpha for each
+    channel of the keys (Kimi Linear, 2025, arXiv 2510.26692); those of a head start alike. Heads start with time
+    constants 1 / (1 - alpha) from 64 to 8192 steps: the initialisation for language models forgets within 16 steps in
+    the median head. The share s of the present value is learned; half of the heads start at -1 and read change. State:
+    S `[B, H, K, V]`.
     """
 
     def __init__(self, input_size: int, config: GatedDeltaConfig) -> None:
@@ -46,7 +50,8 @@ class GatedDelta(Memory):
         strength = write_strength_bias(config.n_heads, config.key_size, self.largest_strength)
         # softplus(c) = 1 / tau
         decay = (1 / spaced_time_constants(config.n_heads, 64.0, 8192.0)).expm1().log()
-        self.block = FastWeightBlock(input_size, config, gate_biases=torch.stack([strength, decay]))
+        decays = decay.expand(config.key_size if config.channel_decay else 1, -1)
+        self.block = FastWeightBlock(input_size, config, gate_biases=torch.cat([strength[None], decays]))
 
     def initial_state(self, batch_size: int) -> State:
         """Empty fast weights `[B, H, K, V]`."""

@@ -168,7 +168,7 @@ def _head_backward(
         final, dfinal, dk, dv, dstrength, ddecay, dstate, one, erase, gated, sizes,
     )  # fmt: skip
     sweep_forward(
-        b, h, zero, matrix, unit_k, beta, decay, starts, initial, errors, doutputs, dq, dk, dv,
+        b, h, zero, matrix, unit_k, beta, decay, starts, initial, errors, doutputs, dq, dk, dv, ddecay,
         one, erase, gated, sizes,
     )  # fmt: skip
     skip_h, dskip_h = load(largest, skip + h * size), one - one

@@ -66,6 +66,9 @@ SERIAL_BELOW = 2_000_000
 # A tensor reaches a kernel as (address, stride of time, of batch, of head) in bytes; its last axis is dense. `zero` is
 # a tile of zeros and carries the type of all others; `scale` is a number and carries the type of all others. Loops
 # over i, j and c that load tiles run in bytes, too.
+#
+# Decays that differ between the channels of a key, rows of S, have a fifth entry, the stride of channels. So they are
+# another type, and kernels for them are compiled apart: those with one decay for all rows do not pay for it.
 
 
 @njit(forceinline=True)
@@ -75,6 +78,11 @@ def _prefetch_rows(x, y, z, t, b, h, num_bytes):
         prefetch(at(x, t, b, h) + i)
         prefetch(at(y, t, b, h) + i)
         prefetch(at(z, t, b, h) + i)
+
+
+@njit(forceinline=True)
+def _has_channels(decay):
+    return len(decay) == 5
 
 
 @njit(forceinline=True)
@@ -96,6 +104,7 @@ def dot(x, y, num_bytes, zero):
 def scan_forward(b, h, zero, q, k, v, beta, decay, starts, initial, state, outputs, errors, scale, erase, gated, sizes):
     """All steps of one matrix, which lives in `state`; e = v - S'^T k goes to `errors`."""
     steps, _, _, K, V = sizes
+    channels = _has_channels(decay)
     minus = constant(scale, -1)
     size, step = size_of(scale), size_of(zero)
     row, column = V * size, K * size
@@ -106,7 +115,8 @@ def scan_forward(b, h, zero, q, k, v, beta, decay, starts, initial, state, outpu
         k_before, e_before, beta_before = k_t, e_t, beta_t
         k_t, e_t = at(k, t, b, h), at(errors, t, b, h)
         q_t, v_t, y_t = at(q, t, b, h), at(v, t, b, h), at(outputs, t, b, h)
-        beta_t, decay_t = load(scale, at(beta, t, b, h)), load(scale, at(decay, t, b, h))
+        decays_t = at(decay, t, b, h)
+        beta_t, decay_t = load(scale, at(beta, t, b, h)), load(scale, decays_t)
         _prefetch_rows(q, k, k, t + AHEAD, b, h, column)
         _prefetch_rows(v, outputs, errors, t + AHEAD, b, h, row)
         if is_set(at(starts, t, b, 0)):
@@ -122,6 +132,8 @@ def scan_forward(b, h, zero, q, k, v, beta, decay, starts, initial, state, outpu
                 if pending:
                     s = multiply_add(load(scale, k_before + i * size), u, s)
                 if gated:
+                    if channels:
+                        decay_t = load(scale, decays_t + i * size)
                     s = multiply(decay_t, s)
                 if changes:
                     store(target + i * row + c, s)
@@ -150,9 +162,10 @@ def sweep_in_reverse(
     dS_t = scale q dy^T + decay' (dS' - k' dv'^T), where ' is the step after.
 
     The gradient of the decay needs no states: with inner = <dS, S> after the last step, <dS_t, S_t> and <dS'_t, S'_t>
-    differ by v . dv, and the step before adds y . dy.
+    differ by v . dv, and the step before adds y . dy. That of decays of channels is left to `sweep_decays`.
     """
     steps, _, _, K, V = sizes
+    channels = _has_channels(decay)
     one, minus = constant(scale, 1), constant(scale, -1)
     size, step, lanes = size_of(scale), size_of(zero), size_of(narrow)
     row, column = V * size, K * size
@@ -166,12 +179,14 @@ def sweep_in_reverse(
             store(gradient + i, load(zero, at(dfinal, b, h, 0) + i))
         inner = dot(gradient, at(final, b, h, 0), K * row, zero)
     k_t, dv_t, decay_t = at(k, steps - 1, b, h), at(dv, steps - 1, b, h), one
+    decays_t = at(decay, steps - 1, b, h)
     pending = False
     for t in range(steps - 1, -1, -1):
-        k_after, dv_after, decay_after = k_t, dv_t, decay_t
+        k_after, dv_after, decay_after, decays_after = k_t, dv_t, decay_t, decays_t
         k_t, q_t, dk_t = at(k, t, b, h), at(q, t, b, h), at(dk, t, b, h)
         dv_t, dy_t, e_t = at(dv, t, b, h), at(doutputs, t, b, h), at(errors, t, b, h)
-        beta_t, decay_t = load(scale, at(beta, t, b, h)), load(scale, at(decay, t, b, h))
+        decays_t = at(decay, t, b, h)
+        beta_t, decay_t = load(scale, at(beta, t, b, h)), load(scale, decays_t)
         _prefetch_rows(q, k, dk, t - AHEAD, b, h, column)
         _prefetch_rows(doutputs, errors, dv, t - AHEAD, b, h, row)
         if gated:
@@ -188,6 +203,8 @@ def sweep_in_reverse(
             for i in range(K):
                 g = multiply_add(load(scale, k_after + i * size), erased, load(zero, gradient + i * row + c))
                 if gated:
+                    if channels and pending:
+                        decay_after = load(scale, decays_after + i * size)
                     g = multiply(decay_after, g)
                 g = multiply_add(load(scale, q_t + i * size), dy, g)
                 store(gradient + i * row + c, g)
@@ -200,7 +217,7 @@ def sweep_in_reverse(
             store(dk_t + i // (lanes // size), totals(narrow, partials + i))
         fill(partials, K * lanes, narrow)
         start = is_set(at(starts, t, b, 0))
-        if gated:
+        if gated and not channels:
             inner += dot(at(outputs, t, b, h), dy_t, row, zero) - dot(at(v, t, b, h), dv_t, row, zero)
             if start:
                 inner = one - one
@@ -214,17 +231,24 @@ def sweep_in_reverse(
             for i in range(K):
                 g = multiply_add(load(scale, k_t + i * size), erased, load(zero, gradient + i * row + c))
                 if gated:
+                    if channels:
+                        decay_t = load(scale, decays_t + i * size)
                     g = multiply(decay_t, g)
                 store(gradient + i * row + c, g)
 
 
 @njit(nogil=True)
 def sweep_forward(
-    b, h, zero, matrix, k, beta, decay, starts, initial, errors, doutputs, dq, dk, dv, scale, erase, gated, sizes
-):
-    """All of dq = scale S dy, and of dk the part -S' dv; S^T, whose rows are columns of S, lives in `matrix`."""
+    b, h, zero, matrix, k, beta, decay, starts, initial, errors, doutputs, dq, dk, dv, ddecay, scale, erase, gated,
+    sizes,
+):  # fmt: skip
+    """All of dq = scale S dy, and of dk the part -S' dv; S^T, whose rows are columns of S, lives in `matrix`.
+
+    For decays of channels k (dS u + S' dv) goes to `ddecay`.
+    """
     steps, _, _, K, V = sizes
-    minus = constant(scale, -1)
+    channels = _has_channels(decay)
+    one, minus = constant(scale, 1), constant(scale, -1)
     size, step = size_of(scale), size_of(zero)
     row, column = V * size, K * size
     for i in range(K):
@@ -236,7 +260,8 @@ def sweep_forward(
         k_before, e_before, beta_before = k_t, e_t, beta_t
         k_t, dq_t, dk_t = at(k, t, b, h), at(dq, t, b, h), at(dk, t, b, h)
         e_t, dv_t, dy_t = at(errors, t, b, h), at(dv, t, b, h), at(doutputs, t, b, h)
-        beta_t, decay_t = load(scale, at(beta, t, b, h)), load(scale, at(decay, t, b, h))
+        decays_t = at(decay, t, b, h)
+        beta_t, decay_t = load(scale, at(beta, t, b, h)), load(scale, decays_t)
         _prefetch_rows(k, dk, dq, t + AHEAD, b, h, column)
         _prefetch_rows(doutputs, errors, dv, t + AHEAD, b, h, row)
         if is_set(at(starts, t, b, 0)):
@@ -247,18 +272,49 @@ def sweep_forward(
         u_dy = beta_t * dot(e_t, dy_t, row, zero)
         for c in range(0, column, step):
             key = multiply(beta_before, load(zero, k_before + c)) if pending else zero
+            decays = load(zero, decays_t + c) if channels else zero
             read, erased = zero, zero
             for j in range(V):
                 s = multiply_add(load(scale, e_before + j * size), key, load(zero, matrix + j * column + c))
                 if gated:
-                    s = multiply(decay_t, s)
+                    s = multiply(decays, s) if channels else multiply(decay_t, s)
                 store(matrix + j * column + c, s)
                 read = multiply_add(load(scale, dy_t + j * size), s, read)
                 erased = multiply_add(load(scale, dv_t + j * size), s, erased)
             store(dq_t + c, multiply(scale, multiply_add(u_dy, load(zero, k_t + c), read)))
+            if channels:
+                written = load(zero, dk_t + c)
+                both = multiply_add(one, erased, written) if erase else written
+                store(at(ddecay, t, b, h) + c, multiply(load(zero, k_t + c), both))
             if erase:
                 store(dk_t + c, multiply_add(minus, erased, load(zero, dk_t + c)))
         pending = True
+
+
+@njit(nogil=True)
+def sweep_decays(b, h, zero, inner, q, starts, final, dfinal, dq, ddecay, scale, sizes):
+    """The gradients of the decays of channels, in place of what `sweep_forward` left there.
+
+    As in `sweep_in_reverse`, row by row: inner = <dS, S> after the last step, <dS_t, S_t> and <dS'_t, S'_t> differ by
+    k (dS u + S' dv), and the step before adds q dq. It lives in `inner` `[K]`.
+    """
+    steps, _, _, K, V = sizes
+    minus = constant(scale, -1)
+    size, step = size_of(scale), size_of(zero)
+    row, column = V * size, K * size
+    fill(inner, column, zero)
+    if dfinal[0] != 0:
+        for i in range(K):
+            product = dot(at(dfinal, b, h, 0) + i * row, at(final, b, h, 0) + i * row, row, zero)
+            store(inner + i * size, product)
+    for t in range(steps - 1, -1, -1):
+        q_t, dq_t, ddecay_t = at(q, t, b, h), at(dq, t, b, h), at(ddecay, t, b, h)
+        start = is_set(at(starts, t, b, 0))
+        for c in range(0, column, step):
+            product = multiply_add(load(zero, q_t + c), load(zero, dq_t + c), load(zero, inner + c))
+            product = zero if start else multiply_add(minus, load(zero, ddecay_t + c), product)
+            store(inner + c, product)
+            store(ddecay_t + c, product)
 
 
 @functools.cache
@@ -302,9 +358,11 @@ def backward_kernel(WIDTH: int, LANES: int) -> Callable:
                 dfinal, dk, dv, dbeta, ddecay, dstate, scale, erase, gated, sizes,
             )  # fmt: skip
             sweep_forward(
-                b, h, zero, matrix, k, beta, decay, starts, initial, errors, doutputs, dq, dk, dv,
+                b, h, zero, matrix, k, beta, decay, starts, initial, errors, doutputs, dq, dk, dv, ddecay,
                 scale, erase, gated, sizes,
             )  # fmt: skip
+            if _has_channels(decay):
+                sweep_decays(b, h, zero, partials, q, starts, final, dfinal, dq, ddecay, scale, sizes)
 
     return backward
 
@@ -317,7 +375,7 @@ def scan(
     k: Float[Tensor, "T B H K"],
     v: Float[Tensor, "T B H V"],
     beta: Float[Tensor, "T B H"],
-    log_decay: Float[Tensor, "T B H"] | None,
+    log_decay: Float[Tensor, "T B H"] | Float[Tensor, "T B H K"] | None,
     state: Float[Tensor, "B H K V"],
     episode_starts: Bool[Tensor, "T B"],
     rule: str,
@@ -330,6 +388,8 @@ def scan(
         q, k = functional.pad(q, (0, key_padding)), functional.pad(k, (0, key_padding))
         v = functional.pad(v, (0, value_padding))
         state = functional.pad(state, (0, value_padding, 0, key_padding))
+        if log_decay is not None and log_decay.ndim == 4:
+            log_decay = functional.pad(log_decay, (0, key_padding))
     gated, decay = log_decay is not None, beta if log_decay is None else log_decay
     tensors = (_dense(q), _dense(k), _dense(v), beta, decay, state)
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
@@ -337,7 +397,7 @@ def scan(
     else:
         *tensors, state = tensors
         if gated:
-            tensors[-1] = decay.exp()
+            tensors[-1] = _dense(decay.exp())
         outputs, states, _ = forward(*tensors, state, episode_starts, rule, gated, scale, save=False)
         state = states[-1]
     if key_padding or value_padding:
@@ -350,7 +410,7 @@ class FastWeightScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, q, k, v, beta, log_decay, state, episode_starts, rule, gated, scale):
-        decay = log_decay.exp() if gated else beta
+        decay = _dense(log_decay.exp()) if gated else beta
         outputs, states, errors = forward(q, k, v, beta, decay, state, episode_starts, rule, gated, scale, save=True)
         ctx.save_for_backward(q, k, v, beta, decay, episode_starts, outputs, errors, *states)
         ctx.options = rule, gated, scale
@@ -364,7 +424,7 @@ class FastWeightScan(torch.autograd.Function):
         doutputs = torch.zeros_like(errors) if doutputs is None else _dense(doutputs)
         gradients = [empty(x.shape, x.dtype) for x in (q, k, v, beta)]
         gated = ctx.options[1]
-        dlog_decay = empty(beta.shape, beta.dtype) if gated else None
+        dlog_decay = empty(decay.shape, decay.dtype) if gated else None
         dstate = backward(
             q, k, v, beta, decay, episode_starts, outputs, errors, states, doutputs, dfinal, *gradients, dlog_decay,
             *ctx.options,
@@ -402,8 +462,8 @@ def forward(
         if not save:  # nobody will look at them again: all steps share the memory of one
             error_rows = (error_rows[0], 0, *error_rows[2:])
         arguments = (
-            *(rows(x, begin) for x in (q, k, v, beta, decay, episode_starts)), rows(before), rows(after),
-            rows(outputs, begin), error_rows, number(scale, v.dtype), rule == "delta", gated,
+            *(rows(x, begin) for x in (q, k, v, beta)), _decay_rows(decay, begin), rows(episode_starts, begin),
+            rows(before), rows(after), rows(outputs, begin), error_rows, number(scale, v.dtype), rule == "delta", gated,
             (end - begin, *sizes[1:], V),
         )  # fmt: skip
         work = (end - begin) * q[0].numel() * V
@@ -442,7 +502,8 @@ def backward(
     dlog_decay = dbeta if dlog_decay is None else dlog_decay
     for index, (begin, end) in reversed(list(enumerate(block_borders(q, v)))):
         dfinal, dstate = dstate, empty(states[0].shape, q.dtype)
-        arguments = [rows(x, begin) for x in (q, k, v, beta, decay, episode_starts)] + [rows(states[index])]
+        arguments = [*(rows(x, begin) for x in (q, k, v, beta)), _decay_rows(decay, begin)]
+        arguments += [rows(episode_starts, begin), rows(states[index])]
         arguments += [rows(x, begin) for x in (outputs, errors, doutputs)] + [rows(states[index + 1]), rows(dfinal)]
         arguments += [rows(x, begin) for x in (dq, dk, dv, dbeta, dlog_decay)] + [rows(dstate)]
         with threads(3 * (end - begin) * q[0].numel() * V):
@@ -512,6 +573,11 @@ def rows(x: Tensor | None, step: int = 0) -> tuple[int, int, int, int]:
         strides[1] * size,
         strides[2] * size if len(strides) > 2 else 0,
     )
+
+
+def _decay_rows(decay: Tensor, step: int) -> tuple[int, ...]:
+    """The same, and for decays of channels their stride."""
+    return rows(decay, step) + ((decay.element_size(),) if decay.ndim == 4 else ())
 
 
 @contextlib.contextmanager

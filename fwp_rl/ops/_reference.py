@@ -10,7 +10,7 @@ def scan(
     k: Float[Tensor, "T B H K"],
     v: Float[Tensor, "T B H V"],
     beta: Float[Tensor, "T B H"],
-    log_decay: Float[Tensor, "T B H"] | None,
+    log_decay: Float[Tensor, "T B H"] | Float[Tensor, "T B H K"] | None,
     state: Float[Tensor, "B H K V"],
     episode_starts: Bool[Tensor, "T B"],
     rule: str,
@@ -22,7 +22,8 @@ def scan(
         # A fill, not a product: a start also clears what is not a number.
         state = state.masked_fill(episode_starts[t, :, None, None, None], 0.0)
         if log_decay is not None:
-            state = torch.einsum("bh,bhkv->bhkv", log_decay[t].exp(), state)
+            decay = log_decay[t].exp()[..., None]
+            state = (decay if log_decay.ndim == 4 else decay[..., None]) * state
         target = v[t]
         if rule == "delta":
             target = target - torch.einsum("bhkv,bhk->bhv", state, k[t])

@@ -43,10 +43,11 @@ def block_step(
 
     None where there is nothing compiled for these sizes, dtypes or this device: then take the operations one by one.
     """
-    _, _, key_size, value_size = state.shape
+    _, heads, key_size, value_size = state.shape
     sizes = (x.shape[-1], key_size, weights.up.shape[0], value_size // 2)
     if (
         len(x) > MOST_ROWS
+        or len(weights.project) > heads * (2 * key_size + value_size + 2)  # a decay for each channel of the keys
         or any(size % 8 for size in sizes)
         or not x.dtype == weights.project.dtype == state.dtype
         or resolve_backend("auto", state.device) != "numba"

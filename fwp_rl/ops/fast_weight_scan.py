@@ -1,6 +1,6 @@
 """The fast weight scan: the one door to every first-order fast-weight memory.
 
-    S'_t = exp(log_decay_t) S_{t-1}, or 0 at a start
+    S'_t = exp(log_decay_t) S_{t-1}, or 0 at a start    a decay for each head, or diag(...) for each key channel
     S_t  = S'_t + beta_t k_t (v_t - S'_t^T k_t)^T
     y_t  = scale S_t^T q_t                              read after write
 
@@ -40,7 +40,7 @@ def fast_weight_scan(
     state: Float[Tensor, "B H K V"],
     episode_starts: Bool[Tensor, "T B"],
     *,
-    log_decay: Float[Tensor, "T B H"] | None = None,
+    log_decay: Float[Tensor, "T B H"] | Float[Tensor, "T B H K"] | None = None,
     rule: Rule = "delta",
     scale: float = 1.0,
     backend: Backend = "auto",
@@ -48,7 +48,9 @@ def fast_weight_scan(
     """Write v under the key k with strength beta, then read with q, at every step; returns outputs and final state.
 
     The delta rule replaces a fraction beta of what k recalls by v (Schlag et al. 2021); rule="additive" drops the
-    erase term S'_t^T k_t (Schmidhuber 1992). `log_decay` (at most 0) lets the state fade (Yang et al. 2025).
+    erase term S'_t^T k_t (Schmidhuber 1992). `log_decay` (at most 0) lets the state fade: `[T, B, H]` as a whole (Yang
+    et al. 2025), `[T, B, H, K]` each row of S, which is what lies under one channel of the keys, at its own rate (Kimi
+    Linear, 2025); the latter not in "triton".
 
     Where `episode_starts[t, b]` is true, row b restarts from zeros *before* step t; exactly zero gradient crosses the
     start, and a state that is not a number is forgotten too.
@@ -60,7 +62,8 @@ def fast_weight_scan(
     dtype, device = state.dtype, state.device
     if q.shape[0] == 0:
         return v.new_empty(v.shape, dtype=dtype), state
-    name = _resolve(backend, device, rule, log_decay is not None, q.shape[-1], v.shape[-1], dtype, scale)
+    gated, channel_decay = log_decay is not None, log_decay is not None and log_decay.ndim == 4
+    name = _resolve(backend, device, rule, gated, q.shape[-1], v.shape[-1], dtype, scale, channel_decay)
     if name != "triton" and not q.dtype == k.dtype == v.dtype == beta.dtype == dtype:
         q, k, v, beta = (x.to(dtype) for x in (q, k, v, beta))
     if name != "triton" and log_decay is not None:
@@ -105,11 +108,14 @@ def _resolve(
     value_size: int,
     dtype: torch.dtype,
     scale: float,
+    channel_decay: bool = False,
 ) -> str:
     """The backend for these arguments: the kernels do not take all of them, and each is tried before it is trusted."""
     name = resolve_backend(backend, device)
     if name == "triton":
-        problem = _kernel_problem(device, rule, gated, key_size, value_size, dtype, scale)
+        problem: str | None = "its kernels have one decay for each head, log_decay has one for each key channel"
+        if not channel_decay:
+            problem = _kernel_problem(device, rule, gated, key_size, value_size, dtype, scale)
         if problem is not None:
             if backend == "triton" or os.environ.get("FWP_RL_BACKEND") == "triton":
                 raise RuntimeError(f"backend='triton' cannot run: {problem}; use backend='auto'")
@@ -197,11 +203,14 @@ def _check(
         raise ValueError(f"v must be [T, B, H, V], got {list(v.shape)}")
     steps, batch, heads, key_size = q.shape
     value_size = v.shape[-1]
+    decay_letters, decay_shape = "[T, B, H] (or [T, B, H, K])", q.shape[:-1]
+    if log_decay is not None and log_decay.ndim == 4:
+        decay_letters, decay_shape = "[T, B, H, K]", q.shape
     for name, tensor, letters, shape in (
         ("k", k, "[T, B, H, K]", q.shape),
         ("v", v, "[T, B, H, V]", (steps, batch, heads, value_size)),
         ("beta", beta, "[T, B, H]", (steps, batch, heads)),
-        ("log_decay", log_decay, "[T, B, H]", (steps, batch, heads)),
+        ("log_decay", log_decay, decay_letters, decay_shape),
         ("state", state, "[B, H, K, V]", (batch, heads, key_size, value_size)),
         ("episode_starts", episode_starts, "[T, B]", (steps, batch)),
     ):

@@ -32,6 +32,7 @@ CONFIGS = {
     "delta": DeltaConfig(**SIZES),
     "delta (0, 2)": DeltaConfig(**SIZES, negative_eigenvalues=True),  # type: ignore[arg-type]  # a bool is an int
     "gated_delta": GatedDeltaConfig(**SIZES),
+    "gated_delta, channels": GatedDeltaConfig(**SIZES, channel_decay=True),  # type: ignore[arg-type]  # a bool is an int
     "compiled": GatedDeltaConfig(width=24, n_heads=3, key_size=16, value_size=32),
 }
 BY_NAME = ("hebb", "oja", "continuous_delta", "linear_attention", "schlag2021", "irie2021", "recurrent_delta")
@@ -165,6 +166,16 @@ def test_decay_fades_what_is_retrieved() -> None:
         torch.zeros(5, 1, dtype=torch.bool),
     )
     torch.testing.assert_close(reads_e2.from_state[0, 0, 0], expected)
+
+
+def test_channels_fade_what_is_retrieved_at_their_own_rates() -> None:
+    """Catches channels of values in the place of those of keys, and decays of another channel, head or step."""
+    rates = torch.tensor([0.9, 0.5, 1.0, 1.0, 1.0], dtype=torch.float64)
+    log_decay = rates.log().expand(5, 1, 1, K)
+    trace = trace_heads(hand_written("delta", log_decay=log_decay), torch.zeros(5, 1, dtype=torch.bool))
+    assert trace.retrieval[3, 0, 0, 2].item() == pytest.approx(0.5 * 0.9)  # v2 was written under e0
+    assert trace.retrieval[4, 0, 0, 1].item() == pytest.approx(0.5**3)  # and v1 under e1
+    torch.testing.assert_close(trace.decay[2, 0, 0], rates)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -16,7 +16,9 @@ MEMORIES = ["none", "rnn", "gru", "lstm", "additive", "delta", "gated_delta"]
 
 def test_size_counts_what_is_built() -> None:
     """Catches a size of the default config instead of the given one, and a state that counts rows."""
-    for config in (DeltaConfig(width=24, n_heads=3, key_size=16, value_size=32), LSTMConfig(hidden_size=11)):
+    sizes = {"width": 24, "n_heads": 3, "key_size": 16, "value_size": 32}
+    channels = GatedDeltaConfig(**sizes, channel_decay=True)  # type: ignore[arg-type]  # a bool is an int
+    for config in (DeltaConfig(**sizes), channels, LSTMConfig(hidden_size=11)):
         memory = config.build(9)
         size = memory_size(config, 9)
         assert size.parameters == sum(parameter.numel() for parameter in memory.parameters())
@@ -37,6 +39,14 @@ def test_parameters_are_matched(name: str, other: Any, input_size: int) -> None:
     if isinstance(config, FastWeightConfig):
         assert config.key_size % 16 == config.value_size % 16 == 0
         assert config.n_heads == memory_configs()[name]().n_heads  # type: ignore[attr-defined]  # as above
+
+
+def test_an_option_is_kept() -> None:
+    """Catches a search among the defaults: 15 996 parameters more than with a decay for each head."""
+    config = matched(GatedDeltaConfig(channel_decay=True), parameters="lstm", input_size=9)
+    assert isinstance(config, GatedDeltaConfig)
+    assert config.channel_decay
+    assert memory_size(config, 9).parameters == pytest.approx(memory_size("lstm", 9).parameters, rel=0.02)
 
 
 @pytest.mark.parametrize("parameters", [43_000, 53_000, 56_000])

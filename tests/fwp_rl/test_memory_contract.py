@@ -23,6 +23,11 @@ def test_memory_keeps_the_contract(name: str) -> None:
     check_memory(memory_configs()[name]())
 
 
+def test_channels_that_fade_apart_keep_the_contract() -> None:
+    """Red if a step in a rollout takes another way than the sequence, or a start is late, with decays of channels."""
+    check_memory(fwp_rl.GatedDeltaConfig(channel_decay=True))
+
+
 @pytest.mark.parametrize("name", MEMORIES)
 def test_stack_of_two_keeps_the_contract(name: str) -> None:
     check_memory(lambda input_size: build_memory(name, input_size, n_blocks=2))

@@ -20,6 +20,7 @@ from fwp_rl.memories.delta_mlp import DeltaMLPConfig
 from fwp_rl.memories.delta_product import DeltaProductConfig
 from fwp_rl.memories.delta_rnn import DeltaRNNConfig
 from fwp_rl.memories.fast_weight_memory import FastWeightMemoryConfig
+from fwp_rl.memories.gated_delta import GatedDeltaConfig
 from fwp_rl.memories.hebb import HebbConfig
 from fwp_rl.memories.linear_attention import LinearAttentionConfig
 from fwp_rl.memories.oja import OjaConfig
@@ -39,6 +40,7 @@ CONFIGS: dict[str, MemoryConfig] = {
     "delta_mlp": DeltaMLPConfig(**SIZES, n_layers=3),
     "srwm": SRWMConfig(width=10, n_heads=2, value_size=7),
     "fast_weight_memory": FastWeightMemoryConfig(hidden_size=9, entity_size=4, relation_size=6, n_reads=2),
+    "gated_delta of channels": GatedDeltaConfig(**SIZES, channel_decay=True, negative_eigenvalues=True),
     "delta_product": DeltaProductConfig(**SIZES, n_writes=3),
     "linear_attention": LinearAttentionConfig(**SIZES),
     "linear_attention without denominator": LinearAttentionConfig(
@@ -164,6 +166,13 @@ def delta_product(memory: Memory, slots: Tensor, head: int, state: list[Tensor])
     return W.T @ unit(q) + memory.skip[head] * writes[-2], [W]  # type: ignore[index]  # a parameter
 
 
+def channel_gated_delta(memory: Memory, slots: Tensor, head: int, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    q, k, v, b, a = slots.split([5, 5, 7, 1, 5])
+    alpha = (-(1 + a.exp()).log()).exp()  # of log alpha = -softplus(a), a column of W for each channel
+    W = delta(state[0].T @ torch.diag(alpha), unit(k), v, 2 * sigmoid(b))
+    return W @ unit(q) + memory.block.skip[head] * v, [W.T]  # type: ignore[index, union-attr]  # a parameter
+
+
 def linear_attention(memory: Memory, slots: Tensor, head: int, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     S, z = state[0][:, :-1], state[0][:, -1]
     q, k, v = slots.split([5, 5, 7])
@@ -205,6 +214,7 @@ HEADS: dict[str, Callable[..., tuple[Tensor, list[Tensor]]]] = {
     "delta_lstm": delta_lstm,
     "delta_mlp": delta_mlp,
     "srwm": srwm,
+    "gated_delta of channels": channel_gated_delta,
     "delta_product": delta_product,
     "linear_attention": linear_attention,
     "linear_attention without denominator": sum_update,
@@ -219,10 +229,13 @@ def own_slots(name: str, memory: Memory, x: Tensor, inputs: Tensor) -> Tensor:
     p, H = dict(memory.named_parameters()), 2
     if name == "srwm":
         return x.unflatten(-1, (H, -1))
-    prefix = "" if name == "delta_product" else "slow_net."
+    prefix = {"delta_product": "", "gated_delta of channels": "block."}.get(name, "slow_net.")
     normed = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()
     normed = normed * p[f"{prefix}norm.weight"] + p[f"{prefix}norm.bias"]
     slots = normed @ p[f"{prefix}project.weight"].T + p[f"{prefix}project.bias"]
+    if name == "gated_delta of channels":  # all queries, all keys, all values, all strengths and all decays
+        parts = slots.split([H * 5, H * 5, H * 7, H, H * 5], dim=-1)
+        return torch.cat([part.unflatten(-1, (H, -1)) for part in parts], dim=-1)
     if name == "delta_product":  # all queries, then for each write all keys, all values and all strengths
         parts = slots.split([H * 5, *[H * 5, H * 7, H] * 3], dim=-1)
         return torch.cat([part.unflatten(-1, (H, -1)) for part in parts], dim=-1)

@@ -78,6 +78,7 @@ def test_a_nan_stays_visible() -> None:
         (DeltaConfig(width=24, n_heads=2, key_size=5, value_size=16), 2, "keys are no whole tiles"),
         (DeltaConfig(width=24, n_heads=2, key_size=16, value_size=8), 2, "values are no whole tiles"),
         (DeltaConfig(**SIZES), MOST_ROWS + 1, "too many rows"),
+        (GatedDeltaConfig(**SIZES, channel_decay=True), 2, "channels fade at rates of their own"),
     ],
 )
 def test_what_it_was_not_made_for_is_left_to_torch(config: MemoryConfig, rows: int, why: str) -> None:

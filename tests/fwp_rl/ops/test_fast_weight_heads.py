@@ -17,11 +17,11 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def make_inputs(
-    steps: int, key_size: int, value_size: int, gated: bool, dtype: torch.dtype = torch.float64
+    steps: int, key_size: int, value_size: int, gated: bool | str, dtype: torch.dtype = torch.float64
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Projection, skip, state and starts for 5 rows."""
+    """Projection, skip, state and starts for 5 rows; gated may be "channels"."""
     generator = torch.Generator().manual_seed(0)
-    width = HEADS * (2 * key_size + value_size + 1 + gated)
+    width = HEADS * (2 * key_size + value_size + 1 + (key_size if gated == "channels" else bool(gated)))
     projected = torch.randn(steps, 5, width, generator=generator, dtype=dtype)
     state = torch.randn(5, HEADS, key_size, value_size, generator=generator, dtype=dtype)
     starts = torch.rand(steps, 5, generator=generator) < 0.2
@@ -29,7 +29,7 @@ def make_inputs(
 
 
 def formula(
-    projected: Tensor, skip: Tensor, state: Tensor, starts: Tensor, rule: str, gated: bool, largest: float
+    projected: Tensor, skip: Tensor, state: Tensor, starts: Tensor, rule: str, gated: bool | str, largest: float
 ) -> tuple[Tensor, Tensor]:
     """From the definition, one head at a time."""
     _, heads, K, V = state.shape
@@ -39,6 +39,11 @@ def formula(
         q = projected[..., h * K : (h + 1) * K]
         k = projected[..., (heads + h) * K : (heads + h + 1) * K]
         v = projected[..., values + h * V : values + (h + 1) * V]
+        log_decay = None
+        if gated:
+            log_decay = -F.softplus(projected[..., gates + heads :].unflatten(-1, (heads, -1))[:, :, [h]])
+        if log_decay is not None and gated != "channels":
+            log_decay = log_decay[..., 0]
         q, k = (x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt() for x in (q, k))
         y, final = fast_weight_scan(
             q[:, :, None],
@@ -47,7 +52,7 @@ def formula(
             largest * torch.sigmoid(projected[..., gates + h, None]),
             state[:, h, None],
             starts,
-            log_decay=-F.softplus(projected[..., gates + heads + h, None]) if gated else None,
+            log_decay=log_decay,
             rule=rule,  # type: ignore[arg-type]  # a string of the parametrisation
             backend="reference",
         )
@@ -59,15 +64,17 @@ def formula(
 
 @pytest.mark.parametrize(("key_size", "value_size"), [(16, 32), (32, 32), (32, 16), (5, 3)])
 @pytest.mark.parametrize("steps", [1, 13])
-@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("gated", [False, True, "channels"])
 @pytest.mark.parametrize("rule", ["delta", "additive"])
-def test_it_is_the_formula(backend: str, rule: str, gated: bool, steps: int, key_size: int, value_size: int) -> None:
+def test_it_is_the_formula(
+    backend: str, rule: str, gated: bool | str, steps: int, key_size: int, value_size: int
+) -> None:
     """Catches columns that are mixed up, a gate without its factor, and each wrong gradient."""
     projected, skip, state, starts = make_inputs(steps, key_size, value_size, gated)
     projected.requires_grad_()
     skip.requires_grad_()
     state.requires_grad_()
-    ours = fast_weight_heads(projected, skip, state, starts, rule=rule, gated=gated, largest_strength=2.0)  # type: ignore[arg-type]  # a string of the parametrisation
+    ours = fast_weight_heads(projected, skip, state, starts, rule=rule, gated=bool(gated), largest_strength=2.0)  # type: ignore[arg-type]  # a string of the parametrisation
     theirs = formula(projected, skip, state, starts, rule, gated, 2.0)
     grads = [torch.randn_like(x) for x in ours]
     for actual, expected in zip(ours, theirs, strict=True):
@@ -122,14 +129,14 @@ def test_any_strides(backend: str, layout: str) -> None:
         torch.testing.assert_close(actual, wanted, atol=1e-12, rtol=1e-12)
 
 
-@pytest.mark.parametrize("gated", [False, True])
-def test_the_same_with_and_without_gradient(backend: str, gated: bool) -> None:
+@pytest.mark.parametrize("gated", [False, True, "channels"])
+def test_the_same_with_and_without_gradient(backend: str, gated: bool | str) -> None:
     """Rollout and update must agree to the last bit; and nothing that was handed in changes."""
     projected, skip, state, starts = make_inputs(8, 32, 32, gated, torch.float32)
     before = projected.clone(), state.clone()
     with torch.no_grad():
-        plain = fast_weight_heads(projected, skip, state, starts, gated=gated)
-    tracked = fast_weight_heads(projected.clone().requires_grad_(), skip, state, starts, gated=gated)
+        plain = fast_weight_heads(projected, skip, state, starts, gated=bool(gated))
+    tracked = fast_weight_heads(projected.clone().requires_grad_(), skip, state, starts, gated=bool(gated))
     assert all(torch.equal(x, y) for x, y in zip(plain, tracked, strict=True))
     assert torch.equal(projected, before[0])
     assert torch.equal(state, before[1])

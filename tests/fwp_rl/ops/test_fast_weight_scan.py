@@ -19,7 +19,8 @@ from fwp_rl.ops.fast_weight_scan import _check, _choose, _kernel_problem, _numba
 INTERPRETED = ("triton",) if os.environ.get("TRITON_INTERPRET") == "1" else ()
 BACKENDS = ("reference", "chunked", "numba", *INTERPRETED)
 FAST_BACKENDS = ("chunked", "numba", *INTERPRETED)
-RULES = tuple(itertools.product(("delta", "additive"), (False, True)))  # rule, is there a decay
+GATED = (True, "channels")  # one decay for each head, or for each channel of its keys, which "triton" does not have
+RULES = tuple(itertools.product(("delta", "additive"), (False, *GATED)))  # rule, is there a decay
 scan_module = sys.modules["fwp_rl.ops.fast_weight_scan"]  # the package shows the function under this name
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 B, H, K, V = 3, 2, 5, 7
@@ -28,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 def make_inputs(
-    steps: int, *, key_size: int = K, value_size: int = V, dtype: torch.dtype = torch.float64, gated: bool = True
+    steps: int, *, key_size: int = K, value_size: int = V, dtype: torch.dtype = torch.float64, gated: bool | str = True
 ) -> dict[str, Tensor]:
     """Random arguments: unit keys, strengths in (0, 1), a state that is not zero."""
     inputs = {
@@ -39,7 +40,8 @@ def make_inputs(
         "state": torch.randn(B, H, key_size, value_size, dtype=dtype),
     }
     if gated:
-        inputs["log_decay"] = -0.5 * torch.rand(steps, B, H, dtype=dtype)
+        channels = (key_size,) if gated == "channels" else ()
+        inputs["log_decay"] = -0.5 * torch.rand(steps, B, H, *channels, dtype=dtype)
     return inputs
 
 
@@ -85,7 +87,7 @@ def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], toleran
 
 @functools.cache
 def reference_case(
-    steps: int, pattern: str, rule: str, gated: bool
+    steps: int, pattern: str, rule: str, gated: bool | str
 ) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
     torch.manual_seed(steps)
     inputs, starts = make_inputs(steps, gated=gated), make_starts(pattern, steps)
@@ -112,7 +114,7 @@ def reference_case(
         (70, "all"),
     ],
 )
-def test_backend_is_the_reference(backend: str, rule: str, gated: bool, steps: int, pattern: str) -> None:
+def test_backend_is_the_reference(backend: str, rule: str, gated: bool | str, steps: int, pattern: str) -> None:
     inputs, starts, expected = reference_case(steps, pattern, rule, gated)
     assert_close(run(inputs, starts, rule=rule, backend=backend), expected, TOLERANCE[torch.float64])
 
@@ -120,7 +122,7 @@ def test_backend_is_the_reference(backend: str, rule: str, gated: bool, steps: i
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
 @pytest.mark.parametrize(("rule", "gated"), RULES)
 @pytest.mark.parametrize("steps", [5, 70])
-def test_float32(backend: str, rule: str, gated: bool, steps: int) -> None:
+def test_float32(backend: str, rule: str, gated: bool | str, steps: int) -> None:
     inputs, starts, expected = reference_case(steps, "random", rule, gated)
     inputs = {name: x.float() for name, x in inputs.items()}
     actual = run(inputs, starts, rule=rule, backend=backend)
@@ -131,16 +133,40 @@ def test_float32(backend: str, rule: str, gated: bool, steps: int) -> None:
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize(("key_size", "value_size"), [(32, 64), (16, 48), (64, 32), (17, 33), (1, 2)])
-def test_sizes(backend: str, dtype: torch.dtype, key_size: int, value_size: int) -> None:
+@pytest.mark.parametrize("gated", GATED)
+def test_sizes(backend: str, dtype: torch.dtype, key_size: int, value_size: int, gated: bool | str) -> None:
     """Catches tiles that overlap or are left out, padding that leaks, K taken for V."""
-    inputs, starts = make_inputs(6, key_size=key_size, value_size=value_size), make_starts("random", 6)
+    inputs, starts = make_inputs(6, key_size=key_size, value_size=value_size, gated=gated), make_starts("random", 6)
+    expected = run(inputs, starts, backend="reference")
+    inputs = {name: x.to(dtype) for name, x in inputs.items()}
+    assert_close(run(inputs, starts, backend=backend), expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked", "numba"])
+@pytest.mark.parametrize("rule", ["delta", "additive"])
+def test_channels_that_fade_alike_are_a_head_that_fades(backend: str, rule: str) -> None:
+    """Red if decays of channels mean something else than those of heads, or their gradients do not add up to them."""
+    inputs, starts = make_inputs(37, gated=True), make_starts("random", 37)
+    expected = run(inputs, starts, rule=rule, backend=backend)
+    inputs["log_decay"] = inputs["log_decay"][..., None].expand(37, B, H, K)
+    actual = run(inputs, starts, rule=rule, backend=backend)
+    actual["gradient of log_decay"] = actual["gradient of log_decay"].sum(-1)
+    assert_close(actual, expected, TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize("backend", ["chunked", "numba"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_channels_may_fade_at_once(backend: str, dtype: torch.dtype) -> None:
+    """Red if a decay between two steps is a product of exp(b_i) and exp(-b_j): the second overflows."""
+    inputs, starts = make_inputs(40, gated="channels"), make_starts("random", 40)
+    inputs["log_decay"][..., 1::2] *= 400
     expected = run(inputs, starts, backend="reference")
     inputs = {name: x.to(dtype) for name, x in inputs.items()}
     assert_close(run(inputs, starts, backend=backend), expected, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize(("rule", "gated"), RULES)
-def test_reference_has_two_derivatives(rule: str, gated: bool) -> None:
+def test_reference_has_two_derivatives(rule: str, gated: bool | str) -> None:
     steps = 4
     starts = make_starts("random", steps)
     names = list(make_inputs(steps, key_size=2, value_size=3, gated=gated))
@@ -215,11 +241,13 @@ class TestMeaning:
         _, state = fast_weight_scan(**inputs, episode_starts=make_starts("none", 6), backend=backend)
         assert torch.equal(state, inputs["state"])
 
-    def test_state_fades_by_the_decay(self, backend: str) -> None:
-        inputs = make_inputs(6)
+    @pytest.mark.parametrize("gated", GATED)
+    def test_state_fades_by_the_decay(self, backend: str, gated: bool | str) -> None:
+        """Red if channels of values fade in the place of those of keys."""
+        inputs = make_inputs(6, gated=gated)
         inputs["beta"].zero_()
         _, state = fast_weight_scan(**inputs, episode_starts=make_starts("none", 6), backend=backend)
-        left = inputs["log_decay"].sum(0).exp()[..., None, None]
+        left = inputs["log_decay"].sum(0).exp().reshape(B, H, -1, 1)
         torch.testing.assert_close(state, left * inputs["state"])
 
     def test_no_steps(self, backend: str) -> None:
@@ -260,7 +288,7 @@ class TestMeaning:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("rule", "gated"), RULES)
 class TestStarts:
-    def test_start_is_a_fresh_state_bit_for_bit(self, backend: str, rule: str, gated: bool) -> None:
+    def test_start_is_a_fresh_state_bit_for_bit(self, backend: str, rule: str, gated: bool | str) -> None:
         inputs, starts = make_inputs(6, dtype=torch.float32, gated=gated), make_starts("none", 6)
         fresh = fast_weight_scan(
             **inputs | {"state": torch.zeros_like(inputs["state"])}, episode_starts=starts, rule=rule, backend=backend
@@ -276,7 +304,7 @@ class TestStarts:
         assert all(torch.equal(x, y) for x, y in zip(started, other_past, strict=True))
 
     @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-    def test_start_clears_what_is_not_a_number(self, backend: str, rule: str, gated: bool, poison: float) -> None:
+    def test_start_clears_what_is_not_a_number(self, backend: str, rule: str, gated: bool | str, poison: float) -> None:
         """Catches a reset that multiplies by zero."""
         inputs, starts = make_inputs(6, gated=gated), make_starts("none", 6)
         starts[0] = True
@@ -284,7 +312,7 @@ class TestStarts:
         inputs["state"][:] = poison
         assert_close(run(inputs, starts, rule=rule, backend=backend), expected, TOLERANCE[torch.float64])
 
-    def test_start_clears_in_the_middle(self, backend: str, rule: str, gated: bool) -> None:
+    def test_start_clears_in_the_middle(self, backend: str, rule: str, gated: bool | str) -> None:
         inputs, starts = make_inputs(6, gated=gated), make_starts("none", 6)
         starts[3] = True
         expected, expected_state = fast_weight_scan(**inputs, episode_starts=starts, rule=rule, backend=backend)
@@ -294,7 +322,7 @@ class TestStarts:
         torch.testing.assert_close(outputs[3:], expected[3:])
         torch.testing.assert_close(state, expected_state)
 
-    def test_no_gradient_crosses_a_start(self, backend: str, rule: str, gated: bool) -> None:
+    def test_no_gradient_crosses_a_start(self, backend: str, rule: str, gated: bool | str) -> None:
         """Exactly zero, not small."""
         steps, start = 40, 21
         inputs = {name: x.requires_grad_() for name, x in make_inputs(steps, gated=gated).items()}
@@ -316,7 +344,7 @@ class TestStarts:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_steps_are_the_scan(backend: str) -> None:
     """Rollout and update must agree; the kernels agree to the last bit."""
-    for gated in (False, True):
+    for gated in (False, *GATED):
         inputs, starts = make_inputs(37, dtype=torch.float32, gated=gated), make_starts("random", 37)
         outputs, final = fast_weight_scan(**inputs, episode_starts=starts, backend=backend)
         state = inputs.pop("state")
@@ -356,7 +384,7 @@ def test_threads_change_nothing() -> None:
 
 
 @pytest.mark.parametrize(("rule", "gated"), RULES)
-def test_blocks_of_steps_change_nothing(rule: str, gated: bool, monkeypatch) -> None:
+def test_blocks_of_steps_change_nothing(rule: str, gated: bool | str, monkeypatch) -> None:
     """Red if a state or its gradient gets lost between two blocks, or a start on the first step of one."""
     kernels = sys.modules["fwp_rl.ops._numba"]
     inputs, starts, expected = reference_case(70, "chunk borders", rule, gated)
@@ -380,9 +408,10 @@ def test_memory_of_large_results_is_used_again_but_never_twice() -> None:
 
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
 @pytest.mark.parametrize("layout", ["batch first", "every other", "expanded", "reversed strides"])
-def test_any_strides(backend: str, layout: str) -> None:
+@pytest.mark.parametrize("gated", GATED)
+def test_any_strides(backend: str, layout: str, gated: bool | str) -> None:
     """Catches a kernel that trusts its inputs to be contiguous."""
-    inputs, starts = make_inputs(5, key_size=16, value_size=32), make_starts("random", 5)
+    inputs, starts = make_inputs(5, key_size=16, value_size=32, gated=gated), make_starts("random", 5)
 
     def lay_out(x: Tensor) -> Tensor:
         match layout:
@@ -407,8 +436,9 @@ def test_any_strides(backend: str, layout: str) -> None:
 
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
 @pytest.mark.parametrize("wanted", ["q", "k", "v", "beta", "state", "log_decay"])
-def test_gradient_of_one_input(backend: str, wanted: str) -> None:
-    inputs, starts = make_inputs(6), make_starts("random", 6)
+@pytest.mark.parametrize("gated", GATED)
+def test_gradient_of_one_input(backend: str, wanted: str, gated: bool | str) -> None:
+    inputs, starts = make_inputs(6, gated=gated), make_starts("random", 6)
     expected = {}
     for name in ("reference", backend):
         leaf = inputs[wanted].clone().requires_grad_()
@@ -419,9 +449,10 @@ def test_gradient_of_one_input(backend: str, wanted: str) -> None:
 
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
 @pytest.mark.parametrize("used", ["outputs", "state"])
-def test_gradient_of_one_output(backend: str, used: str) -> None:
+@pytest.mark.parametrize("gated", GATED)
+def test_gradient_of_one_output(backend: str, used: str, gated: bool | str) -> None:
     """Catches a backward that expects both; the gradient of a sum is an expanded tensor."""
-    inputs, starts = make_inputs(6, key_size=16, value_size=32), make_starts("random", 6)
+    inputs, starts = make_inputs(6, key_size=16, value_size=32, gated=gated), make_starts("random", 6)
     inputs["state"] = inputs["state"].mT.contiguous().mT
     gradients = {}
     for name in ("reference", backend):
@@ -551,6 +582,18 @@ class TestResolveBackend:
         with pytest.raises(RuntimeError, match="up to V = 64, the nearest supported size; got V = 80"):
             _resolve("triton", torch.device("cuda", 0), *arguments)
 
+    def test_decays_that_kernels_do_not_take(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Red if kernels with one decay for each head run, or are looked at, where there is one for each channel."""
+        monkeypatch.setattr(scan_module, "_triton_problem", lambda device: None)
+        monkeypatch.setattr(scan_module, "_kernel_problem", lambda *_: pytest.fail("looked at the kernels"))
+        arguments = (torch.device("cuda", 0), "delta", True, 16, 32, torch.float32, 1.0, True)
+        assert _resolve("auto", *arguments) == "chunked"
+        with pytest.raises(RuntimeError, match=r"'triton' cannot run: .* one decay for each head, log_decay has one"):
+            _resolve("triton", *arguments)
+        monkeypatch.setenv("FWP_RL_BACKEND", "triton")
+        with pytest.raises(RuntimeError, match=r"'triton' cannot run: .* one decay for each head"):
+            _resolve("auto", *arguments)
+
 
 # ---------------------------------------------------------------------------------------------------------- the door
 
@@ -562,7 +605,16 @@ class TestResolveBackend:
         ({"k": torch.zeros(4, B, H, V)}, ValueError, r"k must be \[T, B, H, K\] = \[4, 3, 2, 5\].*got \[4, 3, 2, 7\]"),
         ({"v": torch.zeros(4, B, V)}, ValueError, r"v must be \[T, B, H, V\], got"),
         ({"beta": torch.zeros(4, B)}, ValueError, r"beta must be \[T, B, H\] = \[4, 3, 2\].*got \[4, 3\]"),
-        ({"log_decay": torch.zeros(4, B, H, K)}, ValueError, r"log_decay must be \[T, B, H\]"),
+        (
+            {"log_decay": torch.zeros(4, B)},
+            ValueError,
+            r"log_decay must be \[T, B, H\] \(or \[T, B, H, K\]\) = \[4, 3, 2\]",
+        ),
+        (
+            {"log_decay": torch.zeros(4, B, H, V)},
+            ValueError,
+            r"log_decay must be \[T, B, H, K\] = .*got \[4, 3, 2, 7\]",
+        ),
         (
             {"state": torch.zeros(B, H, V, K)},
             ValueError,
