@@ -44,15 +44,16 @@ class TaskVariant(VectorTask):
     @override
     def reset(self, seed: int | None = None) -> np.ndarray:
         self._is_new = seed is not None or not self.rngs
+        self._wait[:] = 0
         return super().reset(seed)
 
     @override
     def begin(self, rows: np.ndarray) -> None:
         self.task.rngs = self.rngs
-        if self._is_new:
+        if self._is_new and self.longest_wait:
             waits = self.uniform_draws(rows, 1)[:, 0] * (self.longest_wait + 1)
             self._wait[rows] = waits.astype(np.int64)
-            self._is_new = False
+        self._is_new = False
         self.task.begin(rows)
 
     @override
