@@ -113,7 +113,7 @@ class Tally(VectorTask):
 
     @override
     def render(self, row: int = 0) -> np.ndarray:
-        unit = min(14.0, 168 / self.episode_length)
+        unit = min(10.0, 160 / self.episode_length)
         rack = self.episode_length * unit
         width = max(self.n_symbols, 4) * (_CARD + _GAP) + _GAP
         canvas = draw.Canvas(width, round(rack + 2 * _CARD + 6 * _GAP))
