@@ -34,8 +34,8 @@ class KeyValueRecall(VectorTask):
 
     Episode end: terminated after `n_writes` + `n_queries` steps; a success if every answer was right.
 
-    Arguments: `n_keys` (default 8); `n_values` (default 8); `n_writes` (default 16), at least one for each key;
-    `n_queries` (default 8); `mode` (default "write_then_query"): first all pairs, then the questions, each key before
+    Arguments: `n_keys` (default 4); `n_values` (default 8); `n_writes` (default 12), at least one for each key;
+    `n_queries` (default 4); `mode` (default "write_then_query"): first all pairs, then the questions, each key before
     any is asked for again; or "interleaved": questions at any time, about keys that are written by then, each equally
     likely; `skew` (default 0): the i-th key is written in proportion to i**-skew, at least once.
 
@@ -48,10 +48,10 @@ class KeyValueRecall(VectorTask):
         self,
         n_envs: int,
         *,
-        n_keys: int = 8,
+        n_keys: int = 4,
         n_values: int = 8,
-        n_writes: int = 16,
-        n_queries: int = 8,
+        n_writes: int = 12,
+        n_queries: int = 4,
         mode: str = "write_then_query",
         skew: float = 0.0,
     ) -> None:

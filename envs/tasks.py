@@ -53,10 +53,10 @@ _RECORDS = (
         description="read pairs of key and value, then name the value that was written last under a key",
         isolates="association, and overwriting one of many things",
         options={
-            "n_keys": 8,
+            "n_keys": 4,
             "n_values": 8,
-            "n_writes": 16,
-            "n_queries": 8,
+            "n_writes": 12,
+            "n_queries": 4,
             "mode": "write_then_query",
             "skew": 0.0,
         },
