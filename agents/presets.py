@@ -30,6 +30,10 @@ _MATCH_PPO = PPOConfig(
     ent_coef_final=0.02,
     vf_coef=1.0,
 )
+# An answer is rewarded at once: what comes later is noise to it.
+_ANSWER_PPO = dataclasses.replace(
+    _MINIGRID_PPO, learning_rate=1e-3, n_steps=64, gamma=0.5, gae_lambda=0.5, ent_coef=0.001
+)
 _CONTROL_PPO = PPOConfig(learning_rate=1e-3, n_steps=128, n_epochs=10, gamma=0.99, gae_lambda=0.95)
 
 
@@ -156,10 +160,51 @@ _PRESETS = {
         summary="Say what was shown a few steps ago; tiny and vectorised.",
         config=TrainConfig(
             env_id="fwp/RepeatPrevious-v0",
-            # An answer is rewarded at once: what comes later is noise to it.
-            ppo=dataclasses.replace(
-                _MINIGRID_PPO, learning_rate=1e-3, n_steps=64, gamma=0.5, gae_lambda=0.5, ent_coef=0.001
-            ),
+            ppo=_ANSWER_PPO,
+            n_envs=32,
+            total_timesteps=1_000_000,
+            eval_every=50_000,
+            stop_at_return=0.95,  # of 1
+        ),
+    ),
+    "fwp/KeyValueRecall-v0": Preset(
+        summary="Say what was written last under a key; tiny and vectorised.",
+        config=TrainConfig(
+            env_id="fwp/KeyValueRecall-v0",
+            ppo=_ANSWER_PPO,
+            n_envs=32,
+            total_timesteps=1_000_000,
+            eval_every=50_000,
+            stop_at_return=0.95,  # of 1
+        ),
+    ),
+    "fwp/GroupTracking-v0": Preset(
+        summary="Follow a ball under cups that change places; tiny and vectorised.",
+        config=TrainConfig(
+            env_id="fwp/GroupTracking-v0",
+            ppo=_ANSWER_PPO,
+            n_envs=32,
+            total_timesteps=1_000_000,
+            eval_every=50_000,
+            stop_at_return=0.95,  # of 1
+        ),
+    ),
+    "fwp/Tally-v0": Preset(
+        summary="Say how often a symbol was seen; tiny and vectorised.",
+        config=TrainConfig(
+            env_id="fwp/Tally-v0",
+            ppo=_ANSWER_PPO,
+            n_envs=32,
+            total_timesteps=1_000_000,
+            eval_every=50_000,
+            stop_at_return=0.95,  # of 1
+        ),
+    ),
+    "fwp/Copy-v0": Preset(
+        summary="Say a short sequence again; tiny and vectorised.",
+        config=TrainConfig(
+            env_id="fwp/Copy-v0",
+            ppo=_ANSWER_PPO,
             n_envs=32,
             total_timesteps=1_000_000,
             eval_every=50_000,

@@ -12,6 +12,7 @@ Importing this package registers our environments with Gymnasium.
 import copy
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -27,6 +28,7 @@ from envs.registry import (
 )
 from envs.task import VectorTask, make_task_env, make_task_vector_env
 from envs.tasks import TASKS, VECTOR_TASKS, Task
+from envs.variants import VARIANT_OPTIONS, build_task
 
 __all__ = [
     "TASKS",
@@ -45,9 +47,10 @@ _MINIGRID_PREFIXES = ("MiniGrid-", "BabyAI-", "fwp/MiniGrid-")
 def make(env_id: str, *, render_mode: str | None = None, **options: Any) -> gymnasium.Env:
     """The environment of that name, for training, evaluation and rendering alike.
 
-    A name without a version means the newest one. `options` are the environment's own: those in `TASKS` for our tasks,
-    `envs.minigrid.MiniGridOptions` for MiniGrid and BabyAI, the constructor's for everything else that is registered
-    with Gymnasium, which passes through `gymnasium.make`.
+    A name without a version means the newest one. `options` are the environment's own: those in `TASKS` for our tasks
+    (and those of `envs.variants` for all that are written in NumPy), `envs.minigrid.MiniGridOptions` for MiniGrid and
+    BabyAI, the constructor's for everything else that is registered with Gymnasium, which passes through
+    `gymnasium.make`.
     """
     env_id = resolve(env_id)
     with missing_dependency(env_id):
@@ -58,7 +61,8 @@ def make(env_id: str, *, render_mode: str | None = None, **options: Any) -> gymn
             return minigrid.make_minigrid(env_id, render_mode=render_mode, **options)
         if env_id in VECTOR_TASKS:
             check_options(env_id, options, _task_options(env_id))
-            return _labelled(make_task_env(VECTOR_TASKS[env_id], render_mode=render_mode, **options), env_id, options)
+            env = make_task_env(_builder(env_id), render_mode=render_mode, **options)
+            return _labelled(env, env_id, options)
         if env_id in MASKED_TASKS:
             check_options(env_id, options, option_names(MASKED_TASKS[env_id].full_id))
             return make_masked(env_id, render_mode=render_mode, **options)
@@ -72,11 +76,16 @@ def make_vector(env_id: str, n_envs: int, **options: Any) -> VectorTask | None:
     if env_id not in VECTOR_TASKS:
         return None
     check_options(env_id, options, _task_options(env_id))
-    return VECTOR_TASKS[env_id](n_envs, **options)
+    return _builder(env_id)(n_envs, **options)
+
+
+def _builder(env_id: str) -> Callable[..., VectorTask]:
+    return functools.partial(build_task, VECTOR_TASKS[env_id])
 
 
 def _task_options(env_id: str) -> list[str]:
-    return [name for name in inspect.signature(VECTOR_TASKS[env_id]).parameters if name != "n_envs"]
+    own = [name for name in inspect.signature(VECTOR_TASKS[env_id]).parameters if name != "n_envs"]
+    return [*own, *VARIANT_OPTIONS]
 
 
 def _labelled(env: gymnasium.Env, env_id: str, options: dict[str, Any]) -> gymnasium.Env:
@@ -87,11 +96,11 @@ def _labelled(env: gymnasium.Env, env_id: str, options: dict[str, Any]) -> gymna
 
 
 def _register() -> None:
-    for env_id, task_class in VECTOR_TASKS.items():
+    for env_id in VECTOR_TASKS:
         gymnasium.register(
             env_id,
-            entry_point=functools.partial(make_task_env, task_class),
-            vector_entry_point=functools.partial(make_task_vector_env, task_class),
+            entry_point=functools.partial(make_task_env, _builder(env_id)),
+            vector_entry_point=functools.partial(make_task_vector_env, _builder(env_id)),
         )
     gymnasium.register("fwp/MiniGrid-TMaze-v0", entry_point="envs.minigrid:make_tmaze")
     for env_id in MASKED_TASKS.keys() - gymnasium.registry.keys():  # RL Zoo has the same names

@@ -75,6 +75,27 @@ class Canvas:
         return self._pixels[rows, columns], x[None, :], y[:, None]
 
 
+def card(canvas: Canvas, left: float, top: float, size: float, symbol: int, count: int, *, faint: bool = False) -> None:
+    """A card with `symbol` + 1 dots, in the color of the `symbol`-th of `count`; faint if the agent does not see it."""
+    face, dot = (FLOOR, FAINT) if faint else (hue(symbol, count), PAPER)
+    canvas.rectangle(left, top, left + size, top + size, face, radius=size / 8)
+    dots = pips(symbol + 1)
+    radius = size * (0.1 if len(dots) <= 6 else 0.055)
+    for x, y in dots:
+        canvas.disc(left + size / 2 + x * size / 4, top + size / 2 + y * size / 4, radius, dot)
+
+
+def frame(canvas: Canvas, left: float, top: float, width: float, height: float, color: Color) -> None:
+    """A colored border, to be drawn before what it frames."""
+    canvas.rectangle(left - 4, top - 4, left + width + 4, top + height + 4, color, radius=10)
+
+
+def progress(canvas: Canvas, left: float, top: float, width: float, share: float) -> None:
+    """A thin bar that says how much of the episode is over."""
+    canvas.rectangle(left, top, left + width, top + 4, FLOOR, radius=2)
+    canvas.rectangle(left, top, left + max(4.0, width * share), top + 4, INK, radius=2)
+
+
 def hue(index: int, count: int) -> Color:
     """The `index`-th of `count` colors, evenly round the wheel."""
     red, green, blue = colorsys.hsv_to_rgb(index / count, 0.62, 0.82)

@@ -54,8 +54,8 @@ class RepeatPrevious(VectorTask):
 
     @override
     def begin(self, rows: np.ndarray) -> None:
-        for row in rows:
-            self._symbols[row, self.k : -1] = self.rngs[row].integers(self.n_symbols, size=self.episode_length)
+        draws = self.uniform_draws(rows, self.episode_length)
+        self._symbols[rows, self.k : -1] = (draws * self.n_symbols).astype(np.int64)
         self._step[rows] = 0
         self._n_right[rows] = 0
         self._answer[rows] = -1
@@ -100,10 +100,8 @@ class RepeatPrevious(VectorTask):
                     canvas, place, int(self._symbols[row, shown + self.k]), is_now=is_now, is_asked=is_asked
                 )
         self._draw_answer(canvas, row, n_cards)
-        bar, bottom = n_cards * (_CARD + _GAP) - _GAP, 3 * _CARD + 3 * _GAP
-        canvas.rectangle(_GAP, bottom, _GAP + bar, bottom + 4, draw.FLOOR, radius=2)
-        done = max(4.0, bar * step / self.episode_length)
-        canvas.rectangle(_GAP, bottom, _GAP + done, bottom + 4, draw.INK, radius=2)
+        share = step / self.episode_length
+        draw.progress(canvas, _GAP, 3 * _CARD + 3 * _GAP, n_cards * (_CARD + _GAP) - _GAP, share)
         return canvas.picture()
 
     def _draw_card(self, canvas: draw.Canvas, place: int, symbol: int, *, is_now: bool, is_asked: bool) -> None:
@@ -129,10 +127,4 @@ class RepeatPrevious(VectorTask):
         if symbol == self.n_symbols:  # the blank behind the last symbol
             canvas.rectangle(left, top, left + _CARD, top + _CARD, draw.FLOOR, radius=7)
             return
-        color = draw.hue(symbol, self.n_symbols)
-        face, dot = (draw.FLOOR, draw.FAINT) if faint else (color, draw.PAPER)
-        canvas.rectangle(left, top, left + _CARD, top + _CARD, face, radius=7)
-        dots = draw.pips(symbol + 1)
-        radius = 5.5 if len(dots) <= 6 else 3.0
-        for x, y in dots:
-            canvas.disc(left + _CARD / 2 + x * _CARD / 4, top + _CARD / 2 + y * _CARD / 4, radius, dot)
+        draw.card(canvas, left, top, _CARD, symbol, self.n_symbols, faint=faint)

@@ -60,11 +60,10 @@ class TMaze(VectorTask):
 
     @override
     def begin(self, rows: np.ndarray) -> None:
-        for row in rows:
-            rng = self.rngs[row]
-            self._sides[row] = rng.integers(_LEFT, _RIGHT, size=self.n_corridors, endpoint=True)
-            if self.uniform:
-                self._lengths[row] = rng.integers(1, self.length, size=self.n_corridors, endpoint=True)
+        draws = self.uniform_draws(rows, 2 * self.n_corridors)
+        self._sides[rows] = np.where(draws[:, : self.n_corridors] < 0.5, _LEFT, _RIGHT)
+        if self.uniform:
+            self._lengths[rows] = 1 + (draws[:, self.n_corridors :] * self.length).astype(np.int64)
         self._corridor[rows] = 0
         self._steps[rows] = 0
         self._turn[rows] = 0

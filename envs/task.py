@@ -6,6 +6,7 @@ as among 400, and alone behind `TaskEnv` as row 0.
 """
 
 import abc
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -98,6 +99,17 @@ class VectorTask(abc.ABC):
             return VectorStep(*outcome, outcome.observations)
         self.begin(ended)
         return VectorStep(self.observe(), *outcome[1:], outcome.observations)
+
+    def uniform_draws(self, rows: np.ndarray, count: int) -> np.ndarray:
+        """Random numbers in [0, 1), float64[len(rows), count], each row's from its own stream.
+
+        Drawing once for a whole episode and computing the rest for all rows together is what makes `begin` fast.
+        `(draws * n).astype(int)` is uniform in 0..n - 1, and `draws.argsort(1)` a random order.
+        """
+        draws = np.empty((len(rows), count))
+        for row, numbers in zip(rows.tolist(), draws, strict=True):
+            self.rngs[row].random(out=numbers)
+        return draws
 
     def check_actions(self, actions: np.ndarray) -> np.ndarray:
         """The actions as an array, or a `ValueError`."""
@@ -204,13 +216,13 @@ class TaskVectorEnv(gymnasium.vector.VectorEnv):
         return tuple(self.task.render(row) for row in range(self.num_envs))
 
 
-def make_task_env(task_class: type[VectorTask], *, render_mode: str | None = None, **options: Any) -> TaskEnv:
+def make_task_env(make_task: Callable[..., VectorTask], *, render_mode: str | None = None, **options: Any) -> TaskEnv:
     """What `gymnasium.make` calls for a task; `options` are the task's own."""
-    return TaskEnv(task_class(1, **options), render_mode=render_mode)
+    return TaskEnv(make_task(1, **options), render_mode=render_mode)
 
 
 def make_task_vector_env(
-    task_class: type[VectorTask], *, num_envs: int = 1, render_mode: str | None = None, **options: Any
+    make_task: Callable[..., VectorTask], *, num_envs: int = 1, render_mode: str | None = None, **options: Any
 ) -> TaskVectorEnv:
     """What `gymnasium.make_vec` calls for a task; `options` are the task's own."""
-    return TaskVectorEnv(task_class(num_envs, **options), render_mode=render_mode)
+    return TaskVectorEnv(make_task(num_envs, **options), render_mode=render_mode)

@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from envs.copy_sequence import Copy
+from envs.group_tracking import GroupTracking
+from envs.key_value_recall import KeyValueRecall
 from envs.repeat_previous import RepeatPrevious
 from envs.t_maze import TMaze
+from envs.tally import Tally
 from envs.task import VectorTask
 
 
@@ -24,6 +28,10 @@ VECTOR_TASKS: Mapping[str, type[VectorTask]] = MappingProxyType(
     {
         "fwp/TMaze-v0": TMaze,
         "fwp/RepeatPrevious-v0": RepeatPrevious,
+        "fwp/KeyValueRecall-v0": KeyValueRecall,
+        "fwp/GroupTracking-v0": GroupTracking,
+        "fwp/Tally-v0": Tally,
+        "fwp/Copy-v0": Copy,
     }
 )
 
@@ -39,6 +47,37 @@ _RECORDS = (
         description="name the symbol that was shown k steps ago, every step",
         isolates="ordered recall of the last k symbols",
         options={"k": 4, "n_symbols": 4, "episode_length": 32},
+    ),
+    Task(
+        id="fwp/KeyValueRecall-v0",
+        description="read pairs of key and value, then name the value that was written last under a key",
+        isolates="association, and overwriting one of many things",
+        options={
+            "n_keys": 4,
+            "n_values": 8,
+            "n_writes": 12,
+            "n_queries": 4,
+            "mode": "write_then_query",
+            "skew": 0.0,
+        },
+    ),
+    Task(
+        id="fwp/GroupTracking-v0",
+        description="see a state once and then the moves that change it; say where it stands",
+        isolates="state tracking: running products in a group",
+        options={"group": "cups", "order": 5, "episode_length": 16, "asked": "always"},
+    ),
+    Task(
+        id="fwp/Tally-v0",
+        description="say how often a symbol was seen, or which of two was seen more often",
+        isolates="counting, for which adding is enough",
+        options={"n_symbols": 4, "episode_length": 16, "question": "count"},
+    ),
+    Task(
+        id="fwp/Copy-v0",
+        description="see a sequence of symbols, then name them in the same order",
+        isolates="ordered recall of a whole sequence",
+        options={"length": 4, "n_symbols": 4},
     ),
     Task(
         id="fwp/MiniGrid-TMaze-v0",

@@ -48,7 +48,7 @@ def check_spaces(make_task: MakeTask, *, n_steps: int = 100, seed: int = 0) -> N
 
 
 def check_rows_are_strangers(make_task: MakeTask, *, n_steps: int = 200, seed: int = 0) -> None:
-    """A row's life depends on the seed and its own actions: neither on the other rows nor on how many there are."""
+    """A row's life is its own: it depends on the seed and its own actions, and on no other row, nor is it like one."""
     few, many = make_task(2), make_task(5)
     rng = np.random.default_rng(seed)
     np.testing.assert_array_equal(few.reset(seed), many.reset(seed)[:2])
@@ -57,6 +57,11 @@ def check_rows_are_strangers(make_task: MakeTask, *, n_steps: int = 200, seed: i
         step, other = few.step(actions[:2]), many.step(actions)
         for name, ours, theirs in zip(step._fields, step, other, strict=True):
             np.testing.assert_array_equal(ours, theirs[:2], err_msg=f"{name} of a row depends on the other rows")
+    lives = [
+        few.reset(seed),
+        *(few.step(np.repeat(random_actions(few, rng)[:1], 2)).observations for _ in range(n_steps)),
+    ]
+    assert any((rows[0] != rows[1]).any() for rows in lives), "two rows of the same actions live the same life"
     assert np.array_equal(_tape(few, seed), _tape(few, seed)), "a seed does not settle what happens"
     assert not np.array_equal(_tape(few, seed), _tape(few, seed + 1)), "the seed does not matter"
 

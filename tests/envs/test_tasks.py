@@ -7,22 +7,54 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 import envs
+from envs.copy_sequence import Copy
+from envs.group_tracking import GroupTracking
+from envs.key_value_recall import KeyValueRecall
 from envs.repeat_previous import RepeatPrevious
 from envs.t_maze import TMaze
+from envs.tally import Tally
 from envs.task import Outcome, TaskVectorEnv
-from envs.testing import check_task
+from envs.tasks import VECTOR_TASKS
+from envs.testing import check_task, play, random_actions
 
 TASKS = {
     "one corridor": lambda n_envs: TMaze(n_envs, length=4),
     "three corridors": lambda n_envs: TMaze(n_envs, length=3, n_corridors=3),
     "corridors of any length": lambda n_envs: TMaze(n_envs, length=5, n_corridors=2, uniform=True),
     "repeat previous": lambda n_envs: RepeatPrevious(n_envs, k=3, n_symbols=5, episode_length=11),
+    "write, then query": lambda n_envs: KeyValueRecall(n_envs, n_keys=3, n_values=4, n_writes=7, n_queries=5),
+    "interleaved": lambda n_envs: KeyValueRecall(
+        n_envs, n_keys=3, n_values=5, n_writes=8, n_queries=4, mode="interleaved", skew=1.5
+    ),
+    "parity": lambda n_envs: GroupTracking(n_envs, group="parity", episode_length=6),
+    "counter": lambda n_envs: GroupTracking(n_envs, group="cyclic", order=3, episode_length=7, asked="end"),
+    "cups": lambda n_envs: GroupTracking(n_envs, group="cups", episode_length=8),
+    "S3": lambda n_envs: GroupTracking(n_envs, group="S3", episode_length=7),
+    "S5": lambda n_envs: GroupTracking(n_envs, group="S5", episode_length=9, asked="end"),
+    "count": lambda n_envs: Tally(n_envs, n_symbols=3, episode_length=8),
+    "more frequent": lambda n_envs: Tally(n_envs, n_symbols=4, episode_length=7, question="more_frequent"),
+    "more frequent of two": lambda n_envs: Tally(n_envs, n_symbols=2, episode_length=6, question="more_frequent"),
+    "copy": lambda n_envs: Copy(n_envs, length=5, n_symbols=3),
 }
 
 
 @pytest.mark.parametrize("make_task", TASKS.values(), ids=TASKS)
 def test_tasks_keep_their_promises(make_task):
     check_task(make_task, n_episodes=1500)
+
+
+@pytest.mark.parametrize("env_id", VECTOR_TASKS)
+def test_the_anchors_of_the_defaults_hold_within_a_percent_of_the_best_return(env_id):
+    """Red if a default was changed and its anchors were not, or if a formula is a little off."""
+    task, rng = VECTOR_TASKS[env_id](1000), np.random.default_rng(1)
+    policies = {
+        "optimal": lambda task, observations: task.oracle_actions(),
+        "memoryless": lambda task, observations: task.memoryless_actions(observations),
+        "random": lambda task, observations: random_actions(task, rng),
+    }
+    for name, policy in policies.items():
+        mean = play(task, policy, n_episodes=20_000, seed=2).returns.mean()
+        assert mean == pytest.approx(task.anchors()[name], abs=0.01)
 
 
 class _ForgetsToReset(RepeatPrevious):
@@ -133,7 +165,7 @@ def test_success_means_every_answer_was_right():
     assert step.success.all()
 
 
-@pytest.mark.parametrize("env_id", ["fwp/TMaze-v0", "fwp/RepeatPrevious-v0"])
+@pytest.mark.parametrize("env_id", VECTOR_TASKS)
 def test_gymnasium_checks_the_plain_face(env_id):
     check_env(envs.make(env_id, render_mode="rgb_array").unwrapped)
 

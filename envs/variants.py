@@ -1,0 +1,106 @@
+"""What every NumPy task can also be: one that shows the answer, and one whose rows are out of step."""
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from typing_extensions import override
+
+from envs.task import Outcome, VectorTask
+
+VARIANT_OPTIONS = ("oracle", "longest_wait")
+
+
+class TaskVariant(VectorTask):
+    """`task`, with the answer in view or with rows that begin at different times.
+
+    `oracle`: the best action, one-hot, follows the observation, so that no memory is needed: what an agent fails to
+    learn here it does not fail to learn for want of memory.
+
+    `longest_wait`: before its first episode after a reset with a seed, each row waits 0..longest_wait steps, in which
+    it sees zeros and nothing counts. Episodes of equal length would otherwise begin and end in all rows at once, and
+    a rollout would show the learner few of their steps.
+    """
+
+    def __init__(self, task: VectorTask, *, oracle: bool = False, longest_wait: int = 0) -> None:
+        super().__init__(task.n_envs)
+        if not isinstance(longest_wait, int) or longest_wait < 0:
+            raise ValueError(f"longest_wait must be a whole number, at least 0, got {longest_wait!r}")
+        seen, actions = task.observation_space, task.action_space
+        if not (isinstance(seen, spaces.Box) and len(seen.shape) == 1 and isinstance(actions, spaces.Discrete)):
+            raise ValueError(f"the task must have a Box of one axis and Discrete actions, got {seen} and {actions}")
+        self.task, self.oracle, self.longest_wait = task, oracle, longest_wait
+        self.action_space = actions
+        self.observation_space = seen
+        self._answers = np.eye(int(actions.n), dtype=seen.dtype)
+        if oracle:
+            low, high = (
+                np.append(bound, np.full(actions.n, limit)) for bound, limit in ((seen.low, 0), (seen.high, 1))
+            )
+            self.observation_space = spaces.Box(low.astype(seen.dtype), high.astype(seen.dtype), dtype=seen.dtype.type)
+        self._wait = np.zeros(task.n_envs, np.int64)
+        self._is_new = True  # the streams have not been drawn from
+
+    @override
+    def reset(self, seed: int | None = None) -> np.ndarray:
+        self._is_new = seed is not None or not self.rngs
+        self._wait[:] = 0
+        return super().reset(seed)
+
+    @override
+    def begin(self, rows: np.ndarray) -> None:
+        self.task.rngs = self.rngs
+        if self._is_new and self.longest_wait:
+            waits = self.uniform_draws(rows, 1)[:, 0] * (self.longest_wait + 1)
+            self._wait[rows] = waits.astype(np.int64)
+        self._is_new = False
+        self.task.begin(rows)
+
+    @override
+    def advance(self, actions: np.ndarray) -> Outcome:
+        outcome = self.task.advance(actions)
+        waiting = np.flatnonzero(self._wait)
+        if len(waiting):
+            self._wait[waiting] -= 1
+            self.task.begin(waiting)  # the step that they made does not count
+            for values in outcome[1:]:
+                values[waiting] = 0
+            outcome = outcome._replace(observations=self.task.observe())
+        return outcome._replace(observations=self._with_answers(outcome.observations))
+
+    @override
+    def observe(self) -> np.ndarray:
+        return self._with_answers(self.task.observe())
+
+    @override
+    def render(self, row: int = 0) -> np.ndarray:
+        return self.task.render(row)
+
+    @override
+    def anchors(self) -> dict[str, float]:
+        anchors = self.task.anchors()
+        return {**anchors, "memoryless": anchors["optimal"]} if self.oracle else anchors
+
+    @override
+    def oracle_actions(self) -> np.ndarray:
+        return self.task.oracle_actions()
+
+    @override
+    def memoryless_actions(self, observations: np.ndarray) -> np.ndarray:
+        if self.oracle:
+            return observations[:, -len(self._answers) :].argmax(1)
+        return self.task.memoryless_actions(observations)
+
+    def _with_answers(self, observations: np.ndarray) -> np.ndarray:
+        if self.oracle:
+            observations = np.hstack([observations, self._answers[self.task.oracle_actions()]])
+        observations[self._wait > 0] = 0
+        return observations
+
+
+def build_task(
+    task_class: type[VectorTask], n_envs: int, *, oracle: bool = False, longest_wait: int = 0, **options: Any
+) -> VectorTask:
+    """`n_envs` copies of a task, as they are or as a variant; `options` are the task's own."""
+    task = task_class(n_envs, **options)
+    return TaskVariant(task, oracle=oracle, longest_wait=longest_wait) if oracle or longest_wait else task
