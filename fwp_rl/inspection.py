@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fwp_rl.layers import HeadInputs
+from fwp_rl.layers import HeadInputs, inner_starts
 from fwp_rl.memory import Memory
 from fwp_rl.ops import fast_weight_scan
 from fwp_rl.stack import MemoryStack
@@ -34,7 +34,8 @@ class Inspectable(Protocol):
     """A memory that can be looked into: it tells what its heads are given.
 
     For a memory whose heads hear what was read before, these are what they were given when it ran over the sequence;
-    a memory with several matrices for each head lays them side by side on the axis of heads.
+    a memory with several matrices for each head lays them side by side on the axis of heads, and one with n writes for
+    each input has n T steps.
     """
 
     def head_inputs(
@@ -104,7 +105,8 @@ def inspect_memory(
         )
     state, episode_starts = _complete(memory, inputs, state, episode_starts)
     with torch.no_grad():
-        return trace_heads(memory.head_inputs(inputs, state, episode_starts), episode_starts)
+        heads = memory.head_inputs(inputs, state, episode_starts)
+        return trace_heads(heads, inner_starts(episode_starts, len(heads.q) // len(inputs)))
 
 
 def trace_heads(heads: HeadInputs, episode_starts: Bool[Tensor, "T B"]) -> MemoryTrace:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -254,25 +255,68 @@ def fast_rnn_heads(
     W depends on no output, so that its part is one scan for all steps. S = K + G (K + 3 V + 2). The state is W
     `[B, H, G, K, V]` and that of `fast_rnn_scan`.
     """
-    matrices, recurrent, *carried = state
-    _, n_heads, n_gates, key_size, value_size = matrices.shape
-    slots = slots.to(matrices.dtype)
+    n_gates = state[0].shape[2]
+    heads, own = _fast_rnn_program(slots, state)
+    z, matrices = run_heads(heads, episode_starts)
+    y, carried = fast_rnn_scan(*own, z.unflatten(2, (-1, n_gates)), state[1:], episode_starts)
+    return normalised_reads(y), (matrices.unflatten(1, (-1, n_gates)), *carried)
+
+
+def fast_rnn_head_inputs(
+    slots: Float[Tensor, "T B H S"], state: tuple[Tensor, ...], episode_starts: Bool[Tensor, "T B"]
+) -> HeadInputs:
+    """What the matrices of `fast_rnn_heads` were given when it ran: all W, then all R; one for each head and gate."""
+    _, recurrent, y, *_ = state
+    heads, own = _fast_rnn_program(slots, state)
+    z, _ = run_heads(heads, episode_starts)
+    outputs, _ = fast_rnn_scan(*own, z.unflatten(2, (-1, recurrent.shape[2])), state[1:], episode_starts)
+    k, v, beta = own
+    query = last_outputs(outputs, y, episode_starts).softmax(-1)[..., None, :].expand(k.shape)
+    query, k, v = (x.flatten(2, 3) for x in (query, k, v))
+    return side_by_side([heads, HeadInputs(query, k, v, beta.flatten(2), None, recurrent.flatten(1, 2), "delta")])
+
+
+def _fast_rnn_program(slots: Tensor, state: tuple[Tensor, ...]) -> tuple[HeadInputs, tuple[Tensor, Tensor, Tensor]]:
+    """What W is given, one matrix for each head and gate; and keys, values and strengths of R."""
+    matrices = state[0]
+    _, _, n_gates, key_size, value_size = matrices.shape
     gates = [n_gates * size for size in (key_size, value_size, 1, value_size, value_size, 1)]
-    q, *rest = slots.split([key_size, *gates], dim=-1)
+    q, *rest = slots.to(matrices.dtype).split([key_size, *gates], dim=-1)
     k, v, b, own_k, own_v, own_b = (x.unflatten(-1, (n_gates, -1)) for x in rest)
-    z, matrices = fast_weight_scan(
-        q.softmax(-1)[..., None, :].expand(k.shape).flatten(2, 3),
-        k.softmax(-1).flatten(2, 3),
-        v.flatten(2, 3),
-        torch.sigmoid(b).flatten(2),
-        matrices.flatten(1, 2),
-        episode_starts,
+    q = q.softmax(-1)[..., None, :].expand(k.shape)
+    q, k, v = (x.flatten(2, 3) for x in (q, k.softmax(-1), v))
+    heads = HeadInputs(q, k, v, torch.sigmoid(b).flatten(2), None, matrices.flatten(1, 2), "delta")
+    return heads, (own_k.softmax(-1), own_v, torch.sigmoid(own_b)[..., 0])
+
+
+def inner_starts(episode_starts: Bool[Tensor, "T B"], n_steps: int) -> Bool[Tensor, "nT B"]:
+    """The starts of a sequence in which each step is made of several: before the first of them only."""
+    return F.pad(episode_starts[:, None], (0, 0, 0, n_steps - 1)).flatten(0, 1)
+
+
+def last_outputs(
+    outputs: Float[Tensor, "T B H V"], before: Float[Tensor, "B H V"], episode_starts: Bool[Tensor, "T B"]
+) -> Float[Tensor, "T B H V"]:
+    """What was put out at the step before each step; 0 at a start."""
+    return torch.cat([before[None], outputs[:-1]]).masked_fill(episode_starts[..., None, None], 0.0)
+
+
+def side_by_side(parts: list[HeadInputs]) -> HeadInputs:
+    """Matrices with the same rule and values, and without decay, as heads of one memory; shorter keys get zeros."""
+    size = max(part.k.shape[-1] for part in parts)
+
+    def padded(name: str) -> Tensor:
+        return torch.cat([F.pad(x := getattr(part, name), (0, size - x.shape[-1])) for part in parts], dim=2)
+
+    return HeadInputs(
+        q=padded("q"),
+        k=padded("k"),
+        v=torch.cat([part.v for part in parts], dim=2),
+        beta=torch.cat([part.beta for part in parts], dim=2),
+        log_decay=None,
+        state=torch.cat([F.pad(part.state, (0, 0, 0, size - part.state.shape[2])) for part in parts], dim=1),
+        rule=parts[0].rule,
     )
-    z, matrices = z.unflatten(2, (n_heads, n_gates)), matrices.unflatten(1, (n_heads, n_gates))
-    y, carried_on = fast_rnn_scan(
-        own_k.softmax(-1), own_v, torch.sigmoid(own_b)[..., 0], z, (recurrent, *carried), episode_starts
-    )
-    return normalised_reads(y), (matrices, *carried_on)
 
 
 def normalised_reads(y: Float[Tensor, "T B H V"]) -> Float[Tensor, "T B Y"]:

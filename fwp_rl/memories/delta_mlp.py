@@ -1,16 +1,25 @@
 """`delta_mlp`: a fast net of several layers, programmed by the delta rule (Irie, Schlag et al. 2021)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fwp_rl.layers import FastWeightConfig, ResidualBlock, SlowNet, normalised_reads, require_positive_sizes
+from fwp_rl.layers import (
+    FastWeightConfig,
+    HeadInputs,
+    ResidualBlock,
+    SlowNet,
+    normalised_reads,
+    require_positive_sizes,
+    run_heads,
+    side_by_side,
+)
 from fwp_rl.memory import Memory
-from fwp_rl.ops import fast_weight_scan
 from fwp_rl.registry import register
-from fwp_rl.state import State
+from fwp_rl.state import State, state_leaves
 
 
 @register("delta_mlp")
@@ -60,17 +69,24 @@ class DeltaMLP(Memory):
         """See `Memory.scan`."""
 
         def heads(x: Tensor) -> tuple[Tensor, State]:
-            c = self.config
-            slots = self.slow_net(x)
-            sizes = [size for key_size in self.key_sizes for size in (key_size, c.value_size, 1)]
-            y, *layers = slots.split([c.key_size, *sizes], dim=-1)
-            matrices = []
-            for i, matrix in enumerate(state):
-                k, v, b = layers[3 * i : 3 * i + 3]
-                y, matrix = fast_weight_scan(
-                    y.softmax(-1), k.softmax(-1), v, torch.sigmoid(b)[..., 0], matrix, episode_starts
-                )
-                matrices.append(matrix)
-            return normalised_reads(y), tuple(matrices)
+            layers = list(self._layers(x, state, episode_starts))
+            return normalised_reads(layers[-1][1]), tuple(final for _, _, final in layers)
 
         return self.block(inputs, heads)
+
+    def head_inputs(
+        self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
+    ) -> HeadInputs:
+        """See `fwp_rl.inspection.Inspectable`: the first layer, then the next."""
+        return side_by_side([heads for heads, _, _ in self._layers(self.block.encode(inputs), state, episode_starts)])
+
+    def _layers(self, x: Tensor, state: State, episode_starts: Tensor) -> Iterator[tuple[HeadInputs, Tensor, Tensor]]:
+        """What each layer is given, what it reads, and its final fast weights."""
+        c = self.config
+        sizes = [size for key_size in self.key_sizes for size in (key_size, c.value_size, 1)]
+        y, *slots = self.slow_net(x).split([c.key_size, *sizes], dim=-1)
+        for i, matrix in enumerate(state_leaves(state)):
+            k, v, b = slots[3 * i : 3 * i + 3]
+            heads = HeadInputs(y.softmax(-1), k.softmax(-1), v, torch.sigmoid(b)[..., 0], None, matrix, "delta")
+            y, final = run_heads(heads, episode_starts)
+            yield heads, y, final

@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fwp_rl.layers import (
     FastWeightConfig,
+    HeadInputs,
     ResidualBlock,
     empty_fast_weights,
+    inner_starts,
     linear,
     present_values,
     require_positive_sizes,
@@ -18,8 +19,9 @@ from fwp_rl.layers import (
 )
 from fwp_rl.memory import Memory
 from fwp_rl.ops import fast_weight_heads
+from fwp_rl.ops.fast_weight_heads import head_arguments
 from fwp_rl.registry import register
-from fwp_rl.state import State
+from fwp_rl.state import State, state_leaves
 
 
 @register("delta_product")
@@ -80,18 +82,30 @@ class DeltaProduct(Memory):
         """See `Memory.scan`."""
 
         def heads(x: Tensor) -> tuple[Tensor, State]:
-            n = self.config.n_writes
-            q, *writes = self.project(self.norm(x)).split([self.query_size, *[self.write_size] * n], dim=-1)
-            queries = [torch.zeros_like(q)] * (n - 1) + [q]
-            inner = [torch.cat(pair, dim=-1) for pair in zip(queries, writes, strict=True)]
-            starts = F.pad(episode_starts[:, None], (0, 0, 0, n - 1))  # only before the first write of a step
             y, final = fast_weight_heads(
-                torch.stack(inner, dim=1).flatten(0, 1),
+                self._inner_steps(x),
                 self.skip,
                 state,
-                starts.flatten(0, 1),
+                inner_starts(episode_starts, self.config.n_writes),
                 largest_strength=self.largest_strength,
             )
-            return y.unflatten(0, (-1, n))[:, -1], final
+            return y.unflatten(0, (-1, self.config.n_writes))[:, -1], final
 
         return self.block(inputs, heads)
+
+    def head_inputs(
+        self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
+    ) -> HeadInputs:
+        """See `fwp_rl.inspection.Inspectable`: n steps for each input, of which the last one reads."""
+        c, (matrix,) = self.config, state_leaves(state)
+        sizes = c.n_heads, c.key_size, c.value_size
+        q, k, v, beta, _ = head_arguments(self._inner_steps(self.block.encode(inputs)), *sizes, self.largest_strength)
+        return HeadInputs(q, k, v, beta, None, matrix, "delta")
+
+    def _inner_steps(self, x: Tensor) -> Tensor:
+        """Projections `[n T, B, P]` as `fast_weight_heads` takes them; those that read nothing have a query of 0."""
+        n = self.config.n_writes
+        q, *writes = self.project(self.norm(x)).split([self.query_size, *[self.write_size] * n], dim=-1)
+        queries = [torch.zeros_like(q)] * (n - 1) + [q]
+        inner = [torch.cat(pair, dim=-1) for pair in zip(queries, writes, strict=True)]
+        return torch.stack(inner, dim=1).flatten(0, 1)

@@ -5,10 +5,18 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fwp_rl.layers import FastWeightConfig, ResidualBlock, SlowNet, fast_rnn_heads, require_positive_sizes
+from fwp_rl.layers import (
+    FastWeightConfig,
+    HeadInputs,
+    ResidualBlock,
+    SlowNet,
+    fast_rnn_head_inputs,
+    fast_rnn_heads,
+    require_positive_sizes,
+)
 from fwp_rl.memory import Memory
 from fwp_rl.registry import register
-from fwp_rl.state import State
+from fwp_rl.state import State, state_leaves
 
 
 @register("delta_rnn")
@@ -60,3 +68,10 @@ class DeltaRNN(Memory):
     ) -> tuple[Float[Tensor, "T B O"], State]:
         """See `Memory.scan`."""
         return self.block(inputs, lambda x: fast_rnn_heads(self.slow_net(x), state, episode_starts))
+
+    def head_inputs(
+        self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
+    ) -> HeadInputs:
+        """See `fwp_rl.inspection.Inspectable`: all W, then all R."""
+        slots = self.slow_net(self.block.encode(inputs))
+        return fast_rnn_head_inputs(slots, tuple(state_leaves(state)), episode_starts)

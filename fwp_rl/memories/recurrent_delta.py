@@ -13,6 +13,7 @@ from fwp_rl.layers import (
     ResidualBlock,
     SlowNet,
     empty_fast_weights,
+    last_outputs,
     normalised_reads,
     require_positive_sizes,
 )
@@ -74,7 +75,7 @@ class RecurrentDelta(Memory):
         c, (matrix, y) = self.config, state_leaves(state)
         slots = self.slow_net(self.block.encode(inputs))
         outputs, _ = recurrent_delta_scan(slots, self.recurrent, state, episode_starts)
-        last = torch.cat([y[None], outputs[:-1]]).masked_fill(episode_starts[..., None, None], 0.0)
+        last = last_outputs(outputs, y, episode_starts)
         slots = slots + torch.einsum("tbhv,hvs->tbhs", last.tanh(), self.recurrent)
         q, k, v, b = slots.split([c.key_size, c.key_size, c.value_size, 1], dim=-1)
         return HeadInputs(q.softmax(-1), k.softmax(-1), v, torch.sigmoid(b)[..., 0], None, matrix, "delta")

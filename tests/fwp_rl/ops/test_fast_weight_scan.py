@@ -1,6 +1,7 @@
 """Every backend of the fast weight scan against the reference, and the reference against what the rule means."""
 
 import functools
+import importlib
 import itertools
 import logging
 import os
@@ -386,7 +387,7 @@ def test_threads_change_nothing() -> None:
 @pytest.mark.parametrize(("rule", "gated"), RULES)
 def test_blocks_of_steps_change_nothing(rule: str, gated: bool | str, monkeypatch) -> None:
     """Red if a state or its gradient gets lost between two blocks, or a start on the first step of one."""
-    kernels = sys.modules["fwp_rl.ops._numba"]
+    kernels = importlib.import_module("fwp_rl.ops._numba")
     inputs, starts, expected = reference_case(70, "chunk borders", rule, gated)
     monkeypatch.setattr(kernels, "BLOCK_BYTES", 0)
     assert len(kernels.block_borders(inputs["q"], inputs["v"])) == 5
@@ -395,7 +396,7 @@ def test_blocks_of_steps_change_nothing(rule: str, gated: bool | str, monkeypatc
 
 def test_memory_of_large_results_is_used_again_but_never_twice() -> None:
     """Red if the kernels hand out memory that a living tensor, or a view of one, still has."""
-    empty = sys.modules["fwp_rl.ops._numba"].empty
+    empty = importlib.import_module("fwp_rl.ops._numba").empty
     first = empty((1 << 20,), torch.float32).fill_(1.0)
     address, view = first.data_ptr(), first[:8].view(2, 4)
     del first
