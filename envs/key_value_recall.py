@@ -205,7 +205,7 @@ class KeyValueRecall(VectorTask):
                 weight, seen = math.comb(count, n) / total, int(n > 0)
                 upto_w, upto_d = self.n_writes + 1 - n, self.n_keys + 1 - seen
                 ways_after[n:, seen:] += weight * ways[:upto_w, :upto_d]
-                shares_after[n:, seen:] += weight * (shares + seen * share[n] * ways)[:upto_w, :upto_d]
+                shares_after[n:, seen:] += weight * (shares + share[n] * ways)[:upto_w, :upto_d]
             ways, shares = ways_after, shares_after
         mean = (shares[1:, 1:] / np.arange(1, self.n_keys + 1)).sum(1) / ways[1:, 1:].sum(1)
         return float(mean.mean() if self.mode == "interleaved" else mean[-1])
@@ -245,4 +245,4 @@ def _most_frequent_share(most_writes: int, n_values: int) -> Sequence[float]:
         for _ in range(n_values):
             none_above = np.convolve(none_above, np.where(numbers <= limit, one, 0.0))[: most_writes + 1]
         expected += 1 - none_above / total
-    return [0.0, *(expected[1:] / numbers[1:])]
+    return [0.0, *(expected[1:] / numbers[1:])]  # a key that was never written has no part in anything

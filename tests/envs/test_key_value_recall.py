@@ -131,6 +131,19 @@ def test_the_order_blind_anchor_stays_finite_in_long_episodes():
         assert 1 / 8 < anchor < 1
 
 
+def test_the_picture_of_a_new_episode_does_not_show_the_old_one():
+    """Red if what was held at the end of an episode stays on the shelf."""
+    task = KeyValueRecall(1, **SIZES)
+    task.reset(0)
+    for _ in range(12):
+        task.step(task.oracle_actions())
+    fresh = KeyValueRecall(1, **SIZES)
+    fresh.reset(0)
+    fresh.begin(np.array([0]))
+    np.testing.assert_array_equal(task.observe(), fresh.observe())
+    np.testing.assert_array_equal(task.render(), fresh.render())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
