@@ -8,6 +8,9 @@ weights, and nothing is added up atomically: what they compute is bitwise reprod
 
 Starts are masks: what a row held before its start is never loaded, and the gradient that would cross is replaced, not
 multiplied, by zero.
+
+Masks of a whole program (the last step, say) are chosen by `tl.where`, not joined by `&`: the interpreter of Triton 3.9
+turns the latter into integers, which it then refuses as masks.
 """
 
 from collections.abc import Callable
@@ -139,13 +142,13 @@ def forward_kernel(
                     new_c = gate_1 * tl.load(previous_c + row * H + unit, keep & known, 0) + gate_0 * gate_2
                     new_h = gate_3 * _tanh(new_c)
                     tl.store(saved + at, new_c, inside)
-                    tl.store(final_c + row * H + unit, new_c, inside & (t == T - 1))
+                    tl.store(final_c + row * H + unit, new_c, tl.where(t == T - 1, inside, False))
                     tl.store(gates + gate + 3 * H, gate_3, inside)
                 tl.store(gates + gate, gate_0, inside)
                 tl.store(gates + gate + H, gate_1, inside)
                 tl.store(gates + gate + 2 * H, gate_2, inside)
             tl.store(outputs + at, new_h, inside)
-            tl.store(final_h + row * H + unit, new_h, inside & (t == T - 1))
+            tl.store(final_h + row * H + unit, new_h, tl.where(t == T - 1, inside, False))
         tl.debug_barrier()
         previous_h = outputs + t * B.to(tl.int64) * H
         previous_c = saved + t * B.to(tl.int64) * H
@@ -196,7 +199,7 @@ def backward_kernel(
         t = T - 1 - back
         step_row = row + t * size
         keep = present & (tl.load(episode_starts + step_row, present, 1) == 0)
-        keep_next = present & (tl.load(episode_starts + step_row + size, present & (back > 0), 1) == 0)
+        keep_next = present & (tl.load(episode_starts + step_row + size, tl.where(back > 0, present, False), 1) == 0)
         for first in range(0, H, UNITS):
             unit = first + tl.arange(0, UNITS)[None, :]
             inside = present & (unit < H)
@@ -207,7 +210,7 @@ def backward_kernel(
             inner = tl.where(back > 0, GATES * H, 0)
             d_h = _transposed(d_recurrent, step_row + size, present, weight, unit, inner, H, UNITS, DEPTH, PRECISION)
             d_h = tl.where(keep_next, d_h, 0)
-            d_h += tl.load(d_final_h + row * H + unit, inside & (back == 0), 0)
+            d_h += tl.load(d_final_h + row * H + unit, tl.where(back == 0, inside, False), 0)
             d_h += tl.load(d_outputs + at, inside, 0)
             carry_read = carry + ((t + 1) % 2) * size * H + row * H + unit
             carry_write = carry + (t % 2) * size * H + row * H + unit
@@ -219,9 +222,9 @@ def backward_kernel(
                 gate_1 = tl.load(gates + gate + H, inside, 0)
                 gate_2 = tl.load(gates + gate + 2 * H, inside, 0)
                 if GATES == 3:
-                    d_h += tl.load(carry_read, inside & (back > 0), 0)
-                    old_h = tl.load(outputs + at - size * H, keep_unit & (t > 0), 0)
-                    old_h += tl.load(h + row * H + unit, keep_unit & (t == 0), 0)
+                    d_h += tl.load(carry_read, tl.where(back > 0, inside, False), 0)
+                    old_h = tl.load(outputs + at - size * H, tl.where(t > 0, keep_unit, False), 0)
+                    old_h += tl.load(h + row * H + unit, tl.where(t == 0, keep_unit, False), 0)
                     d_gate_2 = d_h * (1 - gate_1) * (1 - gate_2 * gate_2)
                     d_gate_1 = d_h * (old_h - gate_2) * gate_1 * (1 - gate_1)
                     d_gate_0 = d_gate_2 * tl.load(saved + at, inside, 0) * gate_0 * (1 - gate_0)
@@ -232,8 +235,8 @@ def backward_kernel(
                 else:
                     gate_3 = tl.load(gates + gate + 3 * H, inside, 0)
                     tanh_c = _tanh(tl.load(saved + at, inside, 0))
-                    old_c = tl.load(saved + at - size * H, keep_unit & (t > 0), 0)
-                    old_c += tl.load(c + row * H + unit, keep_unit & (t == 0), 0)
+                    old_c = tl.load(saved + at - size * H, tl.where(t > 0, keep_unit, False), 0)
+                    old_c += tl.load(c + row * H + unit, tl.where(t == 0, keep_unit, False), 0)
                     d_c = tl.load(carry_read, inside, 0) + d_h * gate_3 * (1 - tanh_c * tanh_c)
                     d_gate_3 = d_h * tanh_c * gate_3 * (1 - gate_3)
                     d_gate_2 = d_c * gate_0 * (1 - gate_2 * gate_2)

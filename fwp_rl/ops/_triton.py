@@ -33,6 +33,9 @@ CHECK_TOLERANCE = 1e-4
 # strides of time, batch, head and last axis, x_t, x_b, x_h and x_d; what has none is dense: y and errors [T, B, H, V],
 # inverses [chunks, B, H, CHUNK, CHUNK], the gradients like their tensors. In a chunk i is the later step, j the
 # earlier one; [:, None] is i in pairs and j in their transpose.
+#
+# The loops over chunks keep what does not change where it is computed (`disable_licm`). Taken out of them, some seventy
+# addresses in shared memory would each hold a register from the first chunk to the last, and spill.
 
 
 @triton.jit
@@ -162,7 +165,7 @@ def forward_kernel(
         inverses += program * CHUNK * CHUNK
     state = _load_state(initial + b * initial_b + h * initial_h, rows, initial_k, columns, initial_v, K, V)
 
-    for begin in range(0, T, CHUNK):
+    for begin in tl.range(0, T, CHUNK, disable_licm=True):
         steps = begin + index
         q_c = _load(q, steps, q_t, rows, q_d, T, K, dtype)
         k_c = _load(k, steps, k_t, rows, k_d, T, K, dtype)
@@ -247,7 +250,7 @@ def backward_kernel(
         gradient = tl.load(grad_final + program * K * V + dense, mask=inside, other=0.0)
         if GATED:
             fade = tl.sum(tl.sum(gradient * tl.load(final + program * K * V + dense, mask=inside, other=0.0), 1), 0)
-    for chunk in range(chunks - 1, -1, -1):
+    for chunk in tl.range(chunks - 1, -1, -1, disable_licm=True):
         steps = chunk * CHUNK + index
         beta_c = _load_steps(beta, steps, beta_t, T, 0.0).to(dtype)
         starts_c, episodes, last_episode, total, from_state, to_end, left = _masks(
@@ -292,7 +295,7 @@ def backward_kernel(
 
     tl.debug_barrier()  # the second sweep reads what other threads of this program wrote in the first
     state = _load_state(initial + b * initial_b + h * initial_h, rows, initial_k, columns, initial_v, K, V)
-    for begin in range(0, T, CHUNK):
+    for begin in tl.range(0, T, CHUNK, disable_licm=True):
         steps = begin + index
         beta_c = _load_steps(beta, steps, beta_t, T, 0.0).to(dtype)
         _, episodes, last_episode, total, from_state, to_end, left = _masks(

@@ -250,7 +250,7 @@ MUTATIONS = {
     "forward without starts": ("present & (tl.load(episode_starts + step_row, present, 1) == 0)", "present"),
     "forward starts late": (
         "keep = present & (tl.load(episode_starts + step_row, present, 1) == 0)",
-        "keep = present & (tl.load(episode_starts + step_row - B, present & (t > 0), 0) == 0)",
+        "keep = present & (tl.load(episode_starts + step_row - B, tl.where(t > 0, present, False), 0) == 0)",
     ),
     "backward starts late": ("tl.load(episode_starts + step_row + size,", "tl.load(episode_starts + step_row,"),
     "starts of a neighbour": ("row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)", "row = tl.arange(0, ROWS)"),
@@ -261,11 +261,11 @@ MUTATIONS = {
     "carry of c crosses a start": ("tl.where(keep, d_c * gate_1, 0)", "d_c * gate_1"),
     "carry of the wrong step": ("((t + 1) % 2)", "(t % 2)"),
     "old c of before a start": (
-        "tl.load(saved + at - size * H, keep_unit & (t > 0), 0)",
-        "tl.load(saved + at - size * H, inside & (t > 0), 0)",
+        "tl.load(saved + at - size * H, tl.where(t > 0, keep_unit, False), 0)",
+        "tl.load(saved + at - size * H, tl.where(t > 0, inside, False), 0)",
     ),
     "reset gate forgotten": ("d_gate_2 * gate_0, inside", "d_gate_2, inside"),
-    "final state of the first step": ("new_h, inside & (t == T - 1)", "new_h, inside & (t == 0)"),
+    "final state of the first step": ("new_h, tl.where(t == T - 1,", "new_h, tl.where(t == 0,"),
     "initial c not seen": ("previous_h, previous_c = h, c", "previous_h, previous_c = h, h"),
     "gradient of the final h forgotten": ("d_h += tl.load(d_final_h", "d_h += 0 * tl.load(d_final_h"),
 }  # fmt: skip
