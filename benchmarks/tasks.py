@@ -3,9 +3,9 @@
     python -m benchmarks.tasks             # half a minute; writes benchmarks/results/tasks.{json,md}
     python -m benchmarks.tasks --smoke     # seconds, writes nothing
 
-Steps of all environments together, in one process and for each second of its CPU time, with random actions that were
-drawn beforehand: the step itself, the episodes that end and begin in it, and the check of the actions. Every task has
-its default options, and all take turns within each repeat, so that a noisy machine is noisy for all.
+Steps of all environments together, in one process, with random actions that were drawn beforehand: the step itself, the
+episodes that end and begin in it, and the check of the actions. Every task has its default options, and all take turns
+within each repeat, so that a noisy machine is noisy for all.
 """
 
 import argparse
@@ -28,7 +28,7 @@ N_ACTIONS = 64
 
 
 def stepper(env_id: str, n_envs: int, n_steps: int) -> Callable[[], float]:
-    """A function that takes so many steps and returns millions of steps per second of CPU time."""
+    """A function that takes so many steps and returns millions of steps per second."""
     task = envs.make_vector(env_id, n_envs)
     assert task is not None
     rng = np.random.default_rng(0)
@@ -36,16 +36,16 @@ def stepper(env_id: str, n_envs: int, n_steps: int) -> Callable[[], float]:
     task.reset(0)
 
     def run() -> float:
-        begin = time.process_time()
+        begin = time.perf_counter()
         for step in range(n_steps):
             task.step(actions[step % N_ACTIONS])
-        return 1e-6 * n_steps * n_envs / (time.process_time() - begin)
+        return 1e-6 * n_steps * n_envs / (time.perf_counter() - begin)
 
     return run
 
 
 def measure(n_steps: int, repeats: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Millions of steps per CPU second of each task and number of environments: median and most."""
+    """Millions of steps per second of each task and number of environments: median and most."""
     steppers = {(env_id, n_envs): stepper(env_id, n_envs, n_steps) for env_id in VECTOR_TASKS for n_envs in BARS}
     speeds: dict[tuple[str, int], list[float]] = {name: [] for name in steppers}
     for _ in range(repeats):
@@ -61,7 +61,7 @@ def as_markdown(result: dict[str, Any]) -> str:
     lines = [
         "# The tasks that are written in NumPy",
         "",
-        "Millions of steps per second of CPU time, of all environments together: the most, and the median in brackets, "
+        "Millions of steps per second of all environments together: the most, and the median in brackets, "
         f"of {result['repeats']} interleaved repeats of {result['steps']} steps; random actions, default options. "
         "Written by `python -m benchmarks.tasks`.",
         "",
@@ -86,7 +86,7 @@ def judge(speeds: dict[str, dict[str, dict[str, float]]]) -> list[dict[str, Any]
     for n_envs, bar in BARS.items():
         task = min(speeds, key=lambda env_id: speeds[env_id][str(n_envs)]["max"])
         slowest = speeds[task][str(n_envs)]["max"]
-        name = f"{n_envs} environments, millions of steps per CPU second"
+        name = f"{n_envs} environments, millions of steps per second"
         bars.append({"name": name, "bar": bar, "measured": slowest, "task": task, "met": slowest >= bar})
     return bars
 
