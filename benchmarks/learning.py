@@ -111,6 +111,17 @@ QUESTIONS = {
         predicted_to_fail=_PARALLEL,
         control_steps=500_000,
     ),
+    "key-value": Question(
+        text="Key-value recall with overwriting: 4 keys, 12 writes, 500k steps",
+        env_id="fwp/KeyValueRecall-v0",
+        memories=("delta", "gated_delta", "additive", "lstm", "gru", "none"),
+        n_seeds=5,
+        measure="return_mean",
+        bar=0.9,
+        control=(0.1, 0.15),
+        flags=("--total-timesteps", "500000"),
+        eval_every=20_000,
+    ),
     "memory-s9": Question(
         text="MiniGrid-MemoryS9-v0 with a view of 3",
         env_id="MiniGrid-MemoryS9-v0",
