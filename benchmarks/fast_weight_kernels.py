@@ -1,6 +1,6 @@
 """What do the Triton kernels of the fast weight scan take from a GPU? Compiled for four of them, without one.
 
-    python -m benchmarks.fast_weight_kernels                   # an hour on one core; benchmarks/results/*.json, *.md
+    python -m benchmarks.fast_weight_kernels                   # 10 minutes on one core; benchmarks/results/*.json, *.md
     python -m benchmarks.fast_weight_kernels --target sm_90    # one of the targets; the others stay as they are
     python -m benchmarks.fast_weight_kernels --smoke           # seconds, writes nothing
 
@@ -61,8 +61,10 @@ def resources(case: Case, target: str) -> dict[str, int]:
     """Compiles one kernel for one target; `products` by warp groups are those that `_triton` turns off."""
     kernel, K, V, dtype, rule, gated = case
     function = getattr(_triton, f"{kernel}_kernel")
-    chosen = _triton.launch(kernel, K, V, target)
-    constants = {"SCALE": 0.5, "K": K, "V": V, "BLOCK_K": K, "BLOCK_V": V, "CHUNK": _triton.CHUNK, "KEEP": True}
+    block_k, block_v = _triton.blocks(K, V)
+    chosen = _triton.launch(kernel, block_k, block_v, target)
+    constants = {"SCALE": 0.5, "K": K, "V": V, "BLOCK_K": block_k, "BLOCK_V": block_v}
+    constants |= {"CHUNK": _triton.CHUNK, "KEEP": True}
     constants |= {"DELTA": rule == "delta", "GATED": gated, "PRECISION": chosen.precision}
     constants |= {f"{name}_d": 1 for name in "qkv"} | {"initial_v": 1} | ({} if gated else {"log_decay": None})
     signature, attributes = {}, {}
@@ -120,24 +122,28 @@ def main() -> None:
     arguments = parser.parse_args()
     targets = arguments.target or list(TARGETS)
     cases = [("step", 16, 16, "fp32", "delta", False)] if arguments.smoke else all_cases()
-    rows: dict[str, dict[str, list[int]]] = {}
     with tempfile.TemporaryDirectory() as cache:
         triton.knobs.cache.dir = cache  # nothing is taken from an earlier run
         for target in targets:
             began = time.perf_counter()
             found = {describe(case): resources(case, target) for case in cases}
-            rows[target] = {name: [x[column] for column in COLUMNS] for name, x in found.items()}
+            rows = {name: [x[column] for column in COLUMNS] for name, x in found.items()}
             print(f"{target}: {len(cases)} kernels in {time.perf_counter() - began:.0f} s", flush=True)
-    if arguments.smoke:
-        print(table(rows))
-        return
+            if arguments.smoke:
+                print(table({target: rows}))
+            else:
+                record(target, rows)
+
+
+def record(target: str, rows: dict[str, list[int]]) -> None:
+    """Once a target is counted, so that a run which is cut off loses the others only."""
     file = RESULTS / "fast_weight_kernels.json"
     recorded = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    recorded.setdefault(triton.__version__, {}).update(rows)
-    recorded = {version: {target: x[target] for target in TARGETS if target in x} for version, x in recorded.items()}
+    recorded.setdefault(triton.__version__, {})[target] = rows
+    recorded = {version: {name: x[name] for name in TARGETS if name in x} for version, x in sorted(recorded.items())}
     file.write_text(one_line_per_kernel(recorded), encoding="utf-8")
     text = ["# Resources of the Triton kernels\n\nRegisters of a thread / bytes of stack / bytes of shared memory.\n"]
-    text += [f"## Triton {version}\n\n{table(x)}\n" for version, x in sorted(recorded.items())]
+    text += [f"## Triton {version}\n\n{table(x)}\n" for version, x in recorded.items()]
     file.with_suffix(".md").write_text("\n".join(text), encoding="utf-8")
 
 

@@ -479,8 +479,11 @@ def _architecture(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
-def _block(size: int) -> int:
-    return max(SIZES[0], triton.next_power_of_2(size))
+def blocks(key_size: int, value_size: int) -> tuple[int, int]:
+    """Powers of two that hold a head, neither below half of the other: of flatter ones every warp holds too much."""
+    needed = [triton.next_power_of_2(size) for size in (key_size, value_size)]
+    least = max(SIZES[0], max(needed) // 2)
+    return max(needed[0], least), max(needed[1], least)
 
 
 # -------------------------------------------------------------------------------------------------------- operators
@@ -520,7 +523,7 @@ def _scan(
     T, B, H, K = q.shape
     V = v.shape[-1]
     y, final, errors, inverses = _empty_results(q, v, initial, delta, keep)
-    block_k, block_v = _block(K), _block(V)
+    block_k, block_v = blocks(K, V)
     options = {"SCALE": scale, "K": K, "V": V, "BLOCK_K": block_k, "BLOCK_V": block_v}
     options |= {"DELTA": delta, "GATED": log_decay is not None}
     decay_strides = (0, 0, 0) if log_decay is None else log_decay.stride()
@@ -567,7 +570,7 @@ def _scan_backward(
     T, B, H, K = q.shape
     V = v.shape[-1]
     gradients = _empty_gradients(q, k, v, beta, log_decay, initial)
-    block_k, block_v = _block(K), _block(V)
+    block_k, block_v = blocks(K, V)
     with _prepared(q):
         backward_kernel[(B * H,)](
             q, k, v, beta, log_decay, initial, starts, y, final, errors, inverses,
