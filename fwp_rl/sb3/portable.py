@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import pathlib
+import typing
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -291,7 +292,14 @@ def _memory_config(config_class: type[Any], values: dict[str, Any]) -> Any:
         expected = known[name].type
         if isinstance(value, int) and not isinstance(value, bool) and expected in (int, float):
             values[name] = _size(value) if expected is int else float(value)
-        elif type(value) is not expected:
+            continue
+        if typing.get_origin(expected) is typing.Literal:
+            fits = isinstance(value, str) and value in typing.get_args(expected)
+        elif expected == int | None:  # an index, which may be negative
+            fits = value is None or abs(_integer(value)) <= _LARGEST_SIZE
+        else:
+            fits = type(value) is expected
+        if not fits:
             raise ModelFileError(f"{config_class.__name__}.{name}={value!r} is not of type {expected}")
     return config_class(**values)
 

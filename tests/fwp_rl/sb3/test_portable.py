@@ -21,9 +21,10 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from fwp_rl import DeltaConfig
+from fwp_rl.memories import ContinuousDeltaConfig, LinearAttentionConfig
 from fwp_rl.registry import memory_configs
 from fwp_rl.sb3 import MemoryActorCriticPolicy, MemoryPPO, ModelFileError, load_policy
-from fwp_rl.sb3.portable import CONFIG, MANIFEST, WEIGHTS
+from fwp_rl.sb3.portable import CONFIG, MANIFEST, WEIGHTS, _memory_config
 
 BOX = spaces.Box(-1, 1, (5,))
 IMAGE = spaces.Box(0, 255, (36, 36, 3), np.uint8)
@@ -527,3 +528,19 @@ def test_other_files_are_refused(model_file: Path, tmp_path: Path) -> None:
 def test_device_that_is_not_there_is_not_the_fault_of_the_file(model_file: Path) -> None:
     with pytest.raises(RuntimeError, match="nowhere"):
         load_policy(model_file, device="nowhere")
+
+
+@pytest.mark.parametrize(
+    ("config", "values", "reason"),
+    [
+        (LinearAttentionConfig, {"feature_map": "relu"}, "feature_map='relu' is not of type"),
+        (LinearAttentionConfig, {"feature_map": ["elu"]}, "is not of type"),
+        (ContinuousDeltaConfig, {"elapsed_time": 0.5}, "expected a whole number, got 0.5"),
+        (ContinuousDeltaConfig, {"elapsed_time": True}, "expected a whole number, got True"),
+        (ContinuousDeltaConfig, {"elapsed_time": -(10**9)}, "elapsed_time=-1000000000 is not of type"),
+    ],
+)
+def test_choices_of_a_memory_are_checked(config: Any, values: dict[str, Any], reason: str) -> None:
+    """Red if a name or an index of a config were used before it is checked."""
+    with pytest.raises(ModelFileError, match=reason):
+        _memory_config(config, values)
