@@ -151,7 +151,8 @@ _PRESETS = {
         summary="Remember one cue until the end of a corridor; tiny and vectorised.",
         config=TrainConfig(
             env_id="fwp/TMaze-v0",
-            ppo=dataclasses.replace(_MINIGRID_PPO, n_steps=64),
+            # Only two actions at one cell of a long corridor pay: with less entropy some never turn at all.
+            ppo=dataclasses.replace(_MINIGRID_PPO, n_steps=64, ent_coef=0.05),
             n_envs=32,
             total_timesteps=300_000,
         ),
