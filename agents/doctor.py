@@ -69,7 +69,7 @@ def _scan(device: torch.device) -> str:
         warnings.simplefilter("always")
         for backend in ("auto", "reference"):
             leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
-            y, state = fast_weight_scan(**leaves, episode_starts=starts, backend=backend)  # type: ignore[arg-type]
+            y, state = fast_weight_scan(**leaves, episode_starts=starts, backend=backend)  # type: ignore[arg-type]  # a name from the tuple above
             results.append([y, state, *torch.autograd.grad(y.square().sum() + state.sum(), list(leaves.values()))])
         chosen = resolve_backend("auto", device)
     error = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*results, strict=True))

@@ -69,7 +69,7 @@ class InParts(Memory):
             q, k = (feature_map(part, "elu", "sum") for part in (q, k))
         else:
             q, k = (unit(part, c.key_size, epsilon=UNIT_EPSILON) for part in (q, k))
-        y, final = fast_weight_scan(q, k, v, torch.sigmoid(b), state, episode_starts)  # type: ignore[arg-type]
+        y, final = fast_weight_scan(q, k, v, torch.sigmoid(b), state, episode_starts)  # type: ignore[arg-type]  # a tensor here
         y = (y + block.skip[:, None] * v).flatten(-2)
         if self.normalized_reads:
             y = unit(y, c.value_size, epsilon=READ_EPSILON * c.value_size, length=c.value_size**0.5)
@@ -161,7 +161,7 @@ def config_of(task: Task, variant: str, seed: int) -> TrainConfig:
         eval_episodes=100,
         seed=seed,
         threads=1,
-        **({"stop_at_success": None, "stop_at_return": None} | task.target),  # type: ignore[arg-type]
+        **({"stop_at_success": None, "stop_at_return": None} | task.target),  # type: ignore[arg-type]  # names of fields
     )
 
 

@@ -89,10 +89,11 @@ def largest_error(case: Case, rule: str, gated: bool, device: torch.device) -> t
     found = []
     for backend, widen in (("triton", False), ("reference", True)):
         leaves = {name: (x.double() if widen else x).requires_grad_() for name, x in inputs.items()}
-        y, final = fast_weight_scan(**leaves, episode_starts=starts, rule=rule, backend=backend)  # type: ignore[arg-type]
+        options: dict[str, Any] = {"rule": rule, "backend": backend}
+        y, final = fast_weight_scan(**leaves, episode_starts=starts, **options)
         with torch.no_grad():
             first = {name: x if name == "state" else x[:1] for name, x in leaves.items()}
-            step_y, step_final = fast_weight_scan(**first, episode_starts=starts[:1], rule=rule, backend=backend)  # type: ignore[arg-type]
+            step_y, step_final = fast_weight_scan(**first, episode_starts=starts[:1], **options)
         weights = torch.linspace(-1, 1, y.numel(), device=device, dtype=y.dtype).view_as(y).cos()
         gradients = torch.autograd.grad((y * weights).sum() + final.square().sum(), list(leaves.values()))
         names = ("outputs", "final state", "one step", "state after it", *(f"gradient of {name}" for name in leaves))
@@ -126,7 +127,7 @@ def ours(backend: str) -> Callable[[Case, torch.device], Workload]:
         leaves = {name: x.requires_grad_(case.differentiates) for name, x in inputs.items()}
 
         def scan() -> Tensor:
-            return fast_weight_scan(**leaves, episode_starts=starts, backend=backend)[0]  # type: ignore[arg-type]
+            return fast_weight_scan(**leaves, episode_starts=starts, backend=backend)[0]  # type: ignore[arg-type]  # a name
 
         return differentiated(scan, list(leaves.values()), case)
 

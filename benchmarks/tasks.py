@@ -32,7 +32,7 @@ def stepper(env_id: str, n_envs: int, n_steps: int) -> Callable[[], float]:
     task = envs.make_vector(env_id, n_envs)
     assert task is not None
     rng = np.random.default_rng(0)
-    actions = rng.integers(task.action_space.n, size=(N_ACTIONS, n_envs))  # type: ignore[attr-defined]
+    actions = rng.integers(task.action_space.n, size=(N_ACTIONS, n_envs))  # type: ignore[attr-defined]  # all are Discrete
     task.reset(0)
 
     def run() -> float:

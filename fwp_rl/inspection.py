@@ -10,8 +10,8 @@ A fast-weight memory of first order has an exact retrieval map: what is read is 
     a_ts = beta_s k_s^T A_{s+1} ... A_t q_t,     A_s = alpha_s (I - beta_s k_s k_s^T)
 
 (A_s = alpha_s I for the additive rule; alpha_s is a diagonal matrix where each channel of the keys fades at its own
-rate; c_t is what is left of the initial state). It is to a memory of fixed size what
-the attention map is to a transformer. Nothing like it exists for an LSTM.
+rate; c_t is what is left of the initial state). It is to a memory of fixed size what the attention map is to a
+transformer. Nothing like it exists for an LSTM.
 """
 
 import math

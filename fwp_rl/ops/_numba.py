@@ -52,7 +52,9 @@ AHEAD = 2
 CACHE_LINE = 64
 
 LARGE_BYTES = 1 << 21
+"""Of a result from which on its memory is used again: smaller ones the allocator itself keeps at hand."""
 MOST_KEPT_BYTES = 1 << 28
+"""Of all memory that waits to be used again."""
 
 BLOCK_BYTES = 1 << 21
 """Of one tensor in a block of steps."""

@@ -47,7 +47,7 @@ def test_channels_that_fade_alike_are_gated_delta(key_size: int, value_size: int
     sizes = {"width": 10, "n_heads": H, "key_size": key_size, "value_size": value_size}
     head = GatedDeltaConfig(**sizes).build(D).double()
     channel = GatedDeltaConfig(**sizes, channel_decay=True).build(D).double()  # type: ignore[arg-type]  # a bool is an int
-    torch.testing.assert_close(*(x.block.project.bias[-1] for x in (head, channel)))  # type: ignore[index, union-attr]
+    torch.testing.assert_close(*(x.block.project.bias[-1] for x in (head, channel)))  # type: ignore[index, union-attr]  # layers
     parameters = dict(head.named_parameters())
     with torch.no_grad():
         for name, parameter in channel.named_parameters():

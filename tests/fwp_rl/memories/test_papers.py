@@ -355,7 +355,7 @@ def test_it_is_what_the_paper_says(name: str) -> None:
     if name == "fast_weight_memory":
         expected = everything(*plain_fast_weight_memory(memory, inputs, state, starts))
     elif name in ("schlag2021", "irie2021"):
-        expected = everything(*plain_paper_delta(name, memory, inputs, state, starts))  # type: ignore[arg-type]
+        expected = everything(*plain_paper_delta(name, memory, inputs, state, starts))  # type: ignore[arg-type]  # a tensor, a name
     else:
         expected = everything(*plain_block(name, memory, inputs, state, starts))
     for mine, other in zip(actual, expected, strict=True):
@@ -447,8 +447,8 @@ def test_ojas_rule_moves_a_value_to_its_new_key() -> None:
 def test_feature_maps(name: str, normalization: str) -> None:
     """Catches a norm over the wrong axis, and DPFP that pairs a feature with itself."""
     x = torch.randn(3, 4, 6, dtype=torch.float64)
-    features = feature_map(x, name, normalization)  # type: ignore[arg-type]
-    assert features.shape == (3, 4, feature_size(6, name))  # type: ignore[arg-type]
+    features = feature_map(x, name, normalization)  # type: ignore[arg-type]  # a tensor, a name
+    assert features.shape == (3, 4, feature_size(6, name))  # type: ignore[arg-type]  # a tensor, a name
     if normalization == "l2":
         torch.testing.assert_close(features.norm(dim=-1), torch.ones(3, 4, dtype=torch.float64), atol=1e-3, rtol=0)
     if name in ("elu", "dpfp", "softmax"):
