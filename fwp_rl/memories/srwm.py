@@ -44,6 +44,10 @@ class SRWM(Memory):
     al. 2022 (arXiv 2202.05780), section 3, with four learning rates; as in the authors' reinforcement learning,
     without norm before the softmax, and b starts around 0. State: D `[B, H, K, V + 2 K + 4]`; zero is a fresh W_0.
 
+    W_0 is K times a parameter drawn from N(0, 1/K), where the authors take the parameter itself. What a softmax puts
+    out is about 1/K: with their matrix all keys and queries start alike, softmax(q) - softmax(k) is next to nothing,
+    and the gradient through the memory is a few 10^-4 of the one through the present.
+
     Without self-modification y = W_0^T x, and the state is `()`.
     """
 
@@ -57,8 +61,13 @@ class SRWM(Memory):
         self.output_size = c.width
         key_size = c.width // c.n_heads
         columns = c.value_size + (2 * key_size + 4 if c.self_modifying else 0)
-        self.initial_matrix = nn.Parameter(torch.randn(c.n_heads, key_size, columns) * key_size**-0.5)
+        self.matrix = nn.Parameter(torch.randn(c.n_heads, key_size, columns) * key_size**-0.5)
         self.block = ResidualBlock(input_size, c.width, c.n_heads * c.value_size, c.expansion)
+
+    @property
+    def initial_matrix(self) -> Float[Tensor, "H K C"]:
+        """W_0 of each head; with self-modification of C = V + 2 K + 4 columns, else of V."""
+        return self.matrix * self.matrix.shape[1]
 
     def initial_state(self, batch_size: int) -> State:
         """No difference to the learned matrix."""

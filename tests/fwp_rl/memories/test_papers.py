@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from fwp_rl import build_memory
 from fwp_rl.feature_maps import feature_map, feature_size, require_feature_map
+from fwp_rl.inspection import audit_gradients
 from fwp_rl.memories.continuous_delta import ContinuousDeltaConfig, exact_strength
 from fwp_rl.memories.delta import DeltaConfig
 from fwp_rl.memories.delta_lstm import DeltaLSTMConfig
@@ -490,10 +491,16 @@ def test_self_referential_state_is_the_difference_to_what_is_learned() -> None:
     inputs, difference, no_starts = inputs[:, :1], state[:1], torch.zeros_like(starts[:, :1])
     outputs, final = memory.scan(inputs, difference, no_starts)
     with torch.no_grad():
-        memory.initial_matrix += difference[0]
+        memory.matrix += difference[0] / 5  # W_0 is K times the parameter
     moved_outputs, moved_final = memory.scan(inputs, memory.initial_state(1), no_starts)
     torch.testing.assert_close(moved_outputs, outputs)
     torch.testing.assert_close(moved_final + difference, final)
+
+
+def test_self_referential_memory_starts_with_a_gradient_into_the_past() -> None:
+    """Catches a W_0 whose keys and queries start all alike: the memory then learns nothing from the past."""
+    audit = audit_gradients(SRWMConfig().build(64), torch.randn(6, 8, 64))
+    assert bool((audit.norms[1:] > 0.01 * audit.norms[0]).all()), audit
 
 
 def test_without_self_modification_nothing_is_remembered() -> None:
