@@ -100,8 +100,9 @@ QUESTIONS = {
         eval_every=20_000,
     ),
     "repeat-previous": Question(
-        text="What was shown 4 steps ago, every memory, 1M steps (500k where failure is predicted)",
+        text="What was shown 4 steps ago, every memory, 1.5M steps (500k where failure is predicted)",
         env_id="fwp/RepeatPrevious-v0",
+        flags=("--total-timesteps", "1500000"),
         memories=(*_SEQUENTIAL, *_PARALLEL, "none"),
         n_seeds=1,
         measure="return_mean",
