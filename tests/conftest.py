@@ -2,6 +2,8 @@
 
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import jaxtyping
@@ -26,6 +28,16 @@ def pytest_configure(config: pytest.Config) -> None:
     # Tests run in parallel processes; more threads in them, or in what they start, would only fight over the cores.
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compile the kernels once, before parallel processes would each compile them."""
+    if session.config.getoption("numprocesses", None) and not hasattr(session.config, "workerinput"):
+        script = Path(__file__).with_name("compile_kernels.py")
+        processes = [subprocess.Popen([sys.executable, script, dtype]) for dtype in ("float32", "float64")]
+        codes = [process.wait() for process in processes]
+        if any(codes):
+            pytest.exit(f"{script.name} failed", returncode=1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
