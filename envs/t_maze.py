@@ -4,19 +4,17 @@ import numpy as np
 from gymnasium import spaces
 from typing_extensions import override
 
-from envs import _drawing as draw
+from envs._maze_picture import FORWARD, LEFT, RIGHT, t_maze_picture
 from envs.task import Outcome, VectorTask
-
-_FORWARD, _LEFT, _RIGHT = range(3)
-_PICTURE_WIDTH = 720
 
 
 class TMaze(VectorTask):
     """Read a cue, walk down a corridor, turn to the side that the cue told; `n_corridors` times.
 
-    Description: the passive T-maze (Bakker 2001; Ni et al. 2023), and with several corridors the endless T-maze
-    (Shchendrigin et al. 2026), in which every correct turn leads into the next corridor with a new cue, and the old one
-    has to be overwritten. The first cell of a corridor shows the cue, its last one is the junction.
+    Description: the passive T-maze (Bakker 2001; Ni et al. 2023). With several corridors every correct turn leads into
+    the next corridor with a new cue, and the old one has to be overwritten, as in the endless T-maze, whose published
+    rules `EndlessTMaze` follows; here junctions can be seen, so that lengths that differ stay fair. The first cell of a
+    corridor shows the cue, its last one is the junction.
 
     Action space: `Discrete(3)`: forward, left, right. Turning does nothing before the junction, and going forward does
     nothing at it.
@@ -56,12 +54,12 @@ class TMaze(VectorTask):
         self._junction = np.zeros(n_envs, np.int64)
         self._position = np.zeros(n_envs, np.int64)
         self._steps = np.zeros(n_envs, np.int64)
-        self._turn = np.zeros(n_envs, np.int64)  # the last turn taken, 0 for none: for the picture
+        self._turn = np.zeros(n_envs, np.int64)  # the last turn taken, FORWARD for none: for the picture
 
     @override
     def begin(self, rows: np.ndarray) -> None:
         draws = self.uniform_draws(rows, 2 * self.n_corridors)
-        self._sides[rows] = np.where(draws[:, : self.n_corridors] < 0.5, _LEFT, _RIGHT)
+        self._sides[rows] = np.where(draws[:, : self.n_corridors] < 0.5, LEFT, RIGHT)
         if self.uniform:
             self._lengths[rows] = 1 + (draws[:, self.n_corridors :] * self.length).astype(np.int64)
         self._corridor[rows] = 0
@@ -73,11 +71,11 @@ class TMaze(VectorTask):
     def advance(self, actions: np.ndarray) -> Outcome:
         self._steps += 1
         at_junction = self._position == self._junction
-        turned = at_junction & (actions != _FORWARD)
+        turned = at_junction & (actions != FORWARD)
         correct = turned & (actions == self._side)
-        self._turn = np.where(turned, actions, 0)
+        self._turn = np.where(turned, actions, FORWARD)
         success = correct & (self._corridor == self.n_corridors - 1)
-        self._position += ~at_junction & (actions == _FORWARD)
+        self._position += ~at_junction & (actions == FORWARD)
         moves_on = np.flatnonzero(correct & ~success)
         if len(moves_on):
             self._corridor[moves_on] += 1
@@ -90,8 +88,8 @@ class TMaze(VectorTask):
     def observe(self) -> np.ndarray:
         observations = np.zeros((self.n_envs, 4), np.float32)
         at_start = self._position == 0
-        observations[:, 0] = at_start & (self._side == _LEFT)
-        observations[:, 1] = at_start & (self._side == _RIGHT)
+        observations[:, 0] = at_start & (self._side == LEFT)
+        observations[:, 1] = at_start & (self._side == RIGHT)
         observations[:, 2] = self._position == self._junction
         observations[:, 3] = 1.0
         return observations
@@ -103,59 +101,29 @@ class TMaze(VectorTask):
 
     @override
     def oracle_actions(self) -> np.ndarray:
-        return np.where(self._position == self._junction, self._side, _FORWARD)
+        return np.where(self._position == self._junction, self._side, FORWARD)
 
     @override
     def memoryless_actions(self, observations: np.ndarray) -> np.ndarray:
-        return np.where(observations[:, 2] == 1, _LEFT, _FORWARD)
+        return np.where(observations[:, 2] == 1, LEFT, FORWARD)
 
     @override
     def render(self, row: int = 0) -> np.ndarray:
-        cell = float(np.clip(_PICTURE_WIDTH / (self.length + 3), 6, 56))
-        width, height = round(cell * (self.length + 3)), round(24 + 3.4 * cell)
-        canvas = draw.Canvas(width, height)
-        self._draw_progress(canvas, row)
-        junction = int(self._junction[row])
-        middle = height - 1.7 * cell
-
-        def tile(column: float, row_offset: float, color: draw.Color) -> None:
-            x, y = (column + 1) * cell, middle + row_offset * cell
-            canvas.rectangle(
-                x - 0.46 * cell, y - 0.46 * cell, x + 0.46 * cell, y + 0.46 * cell, color, radius=0.1 * cell
-            )
-
-        for column in range(junction + 1):
-            tile(column, 0, draw.FLOOR)
-        turn, side = int(self._turn[row]), int(self._side[row])
-        arrived = turn and self._position[row] == junction  # the episode ended in an arm
-        for arm in (_LEFT, _RIGHT):
-            entered = draw.GOOD if arm == side else draw.BAD
-            tile(junction, _offset(arm), entered if arrived and arm == turn else draw.FAINT)
-        is_seen = self._position[row] == 0
-        canvas.arrow(
-            cell,
-            middle + _offset(side) * cell,
-            0.8 * cell,
-            (0, _offset(side)),
-            draw.CUE if is_seen else draw.FAINT,
+        return t_maze_picture(
+            longest=self.length,
+            junction=int(self._junction[row]),
+            position=int(self._position[row]),
+            side=int(self._side[row]),
+            turn=int(self._turn[row]),
+            corridor=int(self._corridor[row]),
+            n_corridors=self.n_corridors,
         )
-        agent_y = middle + (_offset(turn) * cell if arrived else 0)
-        canvas.disc((float(self._position[row]) + 1) * cell, agent_y, 0.3 * cell, draw.AGENT)
-        return canvas.picture()
 
     def _enter_corridor(self, rows: np.ndarray) -> None:
         corridors = self._corridor[rows]
         self._side[rows] = self._sides[rows, corridors]
         self._junction[rows] = self._lengths[rows, corridors]
         self._position[rows] = 0
-
-    def _draw_progress(self, canvas: draw.Canvas, row: int) -> None:
-        """A dot for each corridor: behind the agent, around it, ahead of it."""
-        spacing = min(16.0, (_PICTURE_WIDTH - 24) / self.n_corridors)
-        for corridor in range(self.n_corridors):
-            done, now = corridor < self._corridor[row], corridor == self._corridor[row]
-            color = draw.GOOD if done else draw.INK if now else draw.FAINT
-            canvas.disc(14 + corridor * spacing, 14, 0.3 * spacing, color)
 
     def _random_return(self) -> float:
         """Exact, over the probability of each (corridor, steps left to the junction)."""
@@ -174,8 +142,3 @@ class TMaze(VectorTask):
             after[1:] += correct[:-1, None] * start
             reached = after
         return float(expected)
-
-
-def _offset(side: int) -> int:
-    """Rows from the corridor to the arm on that side; the agent walks to the right."""
-    return {_LEFT: -1, _RIGHT: 1}.get(side, 0)

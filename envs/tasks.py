@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from envs.copy_sequence import Copy
+from envs.endless_t_maze import EndlessTMaze
 from envs.group_tracking import GroupTracking
 from envs.key_value_recall import KeyValueRecall
 from envs.repeat_previous import RepeatPrevious
@@ -27,6 +28,7 @@ class Task:
 VECTOR_TASKS: Mapping[str, type[VectorTask]] = MappingProxyType(
     {
         "fwp/TMaze-v0": TMaze,
+        "fwp/EndlessTMaze-v0": EndlessTMaze,
         "fwp/RepeatPrevious-v0": RepeatPrevious,
         "fwp/KeyValueRecall-v0": KeyValueRecall,
         "fwp/GroupTracking-v0": GroupTracking,
@@ -41,6 +43,12 @@ _RECORDS = (
         description="a cue, a corridor, a turn to the side that the cue told; several in a row if you like",
         isolates="retention of one bit; with n_corridors > 1, overwriting it",
         options={"length": 10, "n_corridors": 1, "uniform": False},
+    ),
+    Task(
+        id="fwp/EndlessTMaze-v0",
+        description="T-mazes in a row by the published rules (arXiv 2601.15086): each correct turn leads to a new cue",
+        isolates="retention of one bit, and overwriting it",
+        options={"length": 10, "n_corridors": 3, "uniform": False},
     ),
     Task(
         id="fwp/RepeatPrevious-v0",
