@@ -85,6 +85,16 @@ def card(canvas: Canvas, left: float, top: float, size: float, symbol: int, coun
         canvas.disc(left + size / 2 + x * size / 4, top + size / 2 + y * size / 4, radius, dot)
 
 
+def rod(canvas: Canvas, x: float, y: float, angle: float, length: float, width: float, color: Color) -> None:
+    """A bar from (x, y), upwards and then `angle` to the right, with a round end."""
+    along_x, along_y = np.sin(angle), -np.cos(angle)
+    end_x, end_y = x + length * along_x, y + length * along_y
+    side_x, side_y = -along_y * width / 2, along_x * width / 2
+    corners = [(x - side_x, y - side_y), (end_x - side_x, end_y - side_y), (end_x + side_x, end_y + side_y)]
+    canvas.polygon([*corners, (x + side_x, y + side_y)], color)
+    canvas.disc(end_x, end_y, width / 2, color)
+
+
 def frame(canvas: Canvas, left: float, top: float, width: float, height: float, color: Color) -> None:
     """A colored border, to be drawn before what it frames."""
     canvas.rectangle(left - 4, top - 4, left + width + 4, top + height + 4, color, radius=10)

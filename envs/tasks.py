@@ -9,6 +9,8 @@ from envs.copy_sequence import Copy
 from envs.endless_t_maze import EndlessTMaze
 from envs.group_tracking import GroupTracking
 from envs.key_value_recall import KeyValueRecall
+from envs.masked_cart_pole import MaskedCartPole
+from envs.masked_pendulum import MaskedPendulum
 from envs.repeat_previous import RepeatPrevious
 from envs.t_maze import TMaze
 from envs.tally import Tally
@@ -34,6 +36,8 @@ VECTOR_TASKS: Mapping[str, type[VectorTask]] = MappingProxyType(
         "fwp/GroupTracking-v0": GroupTracking,
         "fwp/Tally-v0": Tally,
         "fwp/Copy-v0": Copy,
+        "fwp/MaskedCartPole-v0": MaskedCartPole,
+        "fwp/MaskedPendulum-v0": MaskedPendulum,
     }
 )
 
@@ -86,6 +90,18 @@ _RECORDS = (
         description="see a sequence of symbols, then name them in the same order",
         isolates="ordered recall of a whole sequence",
         options={"length": 4, "n_symbols": 4},
+    ),
+    Task(
+        id="fwp/MaskedCartPole-v0",
+        description="balance a pole, seeing positions but no velocities, with noise if you like",
+        isolates="estimating velocities (two steps; more with noise)",
+        options={"noise": 0.0, "episode_length": 500},
+    ),
+    Task(
+        id="fwp/MaskedPendulum-v0",
+        description="swing a pendulum up, seeing its angle but not its velocity, with noise if you like",
+        isolates="estimating velocities (two steps; more with noise), continuous actions",
+        options={"noise": 0.0, "episode_length": 200},
     ),
     Task(
         id="fwp/MiniGrid-TMaze-v0",

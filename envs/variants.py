@@ -14,8 +14,8 @@ VARIANT_OPTIONS = ("oracle", "longest_wait")
 class TaskVariant(VectorTask):
     """`task`, with the answer in view or with rows that begin at different times.
 
-    `oracle`: the best action, one-hot, follows the observation, so that no memory is needed: what an agent fails to
-    learn here it does not fail to learn for want of memory.
+    `oracle`: the best action follows the observation, one-hot if it is one of several, so that no memory is needed: what
+    an agent fails to learn here it does not fail to learn for want of memory.
 
     `longest_wait`: before its first episode after a reset with a seed, each row waits 0..longest_wait steps, in which
     it sees zeros and nothing counts. Episodes of equal length would otherwise begin and end in all rows at once, and
@@ -26,17 +26,15 @@ class TaskVariant(VectorTask):
         super().__init__(task.n_envs)
         if not isinstance(longest_wait, int) or longest_wait < 0:
             raise ValueError(f"longest_wait must be a whole number, at least 0, got {longest_wait!r}")
-        seen, actions = task.observation_space, task.action_space
-        if not (isinstance(seen, spaces.Box) and len(seen.shape) == 1 and isinstance(actions, spaces.Discrete)):
-            raise ValueError(f"the task must have a Box of one axis and Discrete actions, got {seen} and {actions}")
+        seen, answers = task.observation_space, _answer_space(task.action_space)
+        if not (isinstance(seen, spaces.Box) and len(seen.shape) == 1):
+            raise ValueError(f"the task must have observations in a Box of one axis, got {seen}")
         self.task, self.oracle, self.longest_wait = task, oracle, longest_wait
-        self.action_space = actions
+        self.action_space = task.action_space
         self.observation_space = seen
-        self._answers = np.eye(int(actions.n), dtype=seen.dtype)
+        self._n_answers = answers.shape[0]
         if oracle:
-            low, high = (
-                np.append(bound, np.full(actions.n, limit)) for bound, limit in ((seen.low, 0), (seen.high, 1))
-            )
+            low, high = np.append(seen.low, answers.low), np.append(seen.high, answers.high)
             self.observation_space = spaces.Box(low.astype(seen.dtype), high.astype(seen.dtype), dtype=seen.dtype.type)
         self._wait = np.zeros(task.n_envs, np.int64)
         self._is_new = True  # the streams have not been drawn from
@@ -88,14 +86,27 @@ class TaskVariant(VectorTask):
     @override
     def memoryless_actions(self, observations: np.ndarray) -> np.ndarray:
         if self.oracle:
-            return observations[:, -len(self._answers) :].argmax(1)
+            answers = observations[:, -self._n_answers :]
+            return answers.argmax(1) if isinstance(self.action_space, spaces.Discrete) else answers
         return self.task.memoryless_actions(observations)
 
     def _with_answers(self, observations: np.ndarray) -> np.ndarray:
         if self.oracle:
-            observations = np.hstack([observations, self._answers[self.task.oracle_actions()]])
+            answers = self.task.oracle_actions()
+            if isinstance(self.action_space, spaces.Discrete):
+                answers = np.eye(self._n_answers, dtype=observations.dtype)[answers]
+            observations = np.hstack([observations, answers])
         observations[self._wait > 0] = 0
         return observations
+
+
+def _answer_space(actions: spaces.Space) -> spaces.Box:
+    """How an action is shown: one-hot if it is one of several, as it is if it is made of numbers."""
+    if isinstance(actions, spaces.Discrete):
+        return spaces.Box(0.0, 1.0, (int(actions.n),), np.float32)
+    if isinstance(actions, spaces.Box) and len(actions.shape) == 1:
+        return actions
+    raise ValueError(f"the task must have actions that are Discrete or in a Box of one axis, got {actions}")
 
 
 def build_task(

@@ -23,9 +23,11 @@ def test_with_the_answer_in_view_a_memoryless_policy_is_optimal(env_id):
     """Red if the answer that is shown belongs to another step, row or episode."""
     task = envs.make_vector(env_id, 30, oracle=True)
     scores = play(task, lambda task, observations: task.memoryless_actions(observations), n_episodes=300, seed=1)
-    assert scores.returns == pytest.approx(1.0)
     assert scores.successes.all()
-    assert task.anchors()["memoryless"] == task.anchors()["optimal"] == 1.0
+    anchors = task.anchors()
+    assert anchors["memoryless"] == anchors["optimal"] == pytest.approx(scores.returns.mean(), rel=0.1)
+    if scores.returns.std() < 1e-9:  # else the optimum depends on where an episode starts
+        assert scores.returns == pytest.approx(anchors["optimal"])
 
 
 @pytest.mark.parametrize("options", [{"oracle": True}, {"longest_wait": 7}, {"oracle": True, "longest_wait": 5}])
@@ -90,14 +92,14 @@ def test_variants_are_options_of_every_numpy_task_and_of_no_other():
         envs.make_vector("fwp/Copy-v0", 2, longest_wait=-1)
 
 
-class _Continuous(VECTOR_TASKS["fwp/Copy-v0"]):
+class _ManyActions(VECTOR_TASKS["fwp/Copy-v0"]):
     def __init__(self, n_envs):
         super().__init__(n_envs)
-        self.action_space = spaces.Box(0.0, 1.0, (1,), np.float32)
+        self.action_space = spaces.MultiDiscrete([2, 3])
 
 
 def test_a_task_whose_answers_cannot_be_shown_is_refused():
     """Red if a task without a list of answers fails later and less clearly."""
-    assert issubclass(_Continuous, VectorTask)
-    with pytest.raises(ValueError, match="must have a Box of one axis and Discrete actions"):
-        TaskVariant(_Continuous(2), oracle=True)
+    assert issubclass(_ManyActions, VectorTask)
+    with pytest.raises(ValueError, match="must have actions that are Discrete or in a Box of one axis, got MultiDiscrete"):
+        TaskVariant(_ManyActions(2), oracle=True)
