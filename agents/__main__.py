@@ -11,16 +11,17 @@ from typing import Annotated, Literal
 
 import tyro
 
-from agents.command_line import parse, run
+from agents.command_line import option_value, parse, run
 from agents.errors import AgentsError, UsageError
 
 DESCRIPTION = """Evaluate, watch, compare and list agents that remember.
 
 examples:
-  python -m agents list
+  python -m agents list --tasks
   python -m agents evaluate runs/fwp-MiniGrid-TMaze-v0/delta/seed_0 --episodes 500
   python -m agents render runs/fwp-MiniGrid-TMaze-v0/delta/seed_0 --out episode.gif
-  python -m agents compare --env-id fwp/TMaze-v0 fwp/RepeatPrevious-v0 --memory delta lstm none --seeds 5
+  python -m agents evaluate runs/fwp-TMaze-v0/lstm/seed_0 --env-options length=100
+  python -m agents compare --env-id fwp/TMaze-v0 suite:rewriting --memory delta lstm none --seeds 5
   python -m agents demo
 
 A run is read from its run.json and the pickle-free part of its model.zip: a stranger's file cannot run code.
@@ -35,6 +36,8 @@ class Evaluate:
     """Directory of a run."""
     episodes: int = 200
     """Episodes; number i has the seed 1000000 + i."""
+    env_options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Options of the task that differ from training, such as another length."""
     stochastic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Sample actions instead of taking the most probable one."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -62,7 +65,7 @@ class Compare:
     """Train several memories with several seeds on the same tasks, and say which is better and how sure that is."""
 
     env_id: tuple[str, ...] = ("fwp/MiniGrid-TMaze-v0",)
-    """Tasks; each is trained with its preset."""
+    """Tasks: ids of environments, names of presets, suite:NAME for all of a suite. Each is trained with its preset."""
     memory: tuple[str, ...] = ("delta", "lstm", "gru", "none")
     """Memories. The others are made as large as the first, and compared with it."""
     seeds: int = 5
@@ -82,6 +85,9 @@ class Compare:
 @dataclass(frozen=True, kw_only=True)
 class List:
     """Memories, tasks and presets."""
+
+    tasks: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Only the tasks: what each isolates, its anchors, and its speed on this machine; and the suites."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +137,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 root=command.root,
             )
         case List():
-            from agents.listing import listing
+            from agents.listing import listing, task_listing
 
-            print(listing())
+            print(task_listing() if command.tasks else listing())
         case Doctor():
             from agents.doctor import examine
 
@@ -151,7 +157,12 @@ def _evaluate(command: Evaluate) -> None:
     from agents.evaluation import evaluate_run, summarize, summary_lines
     from fwp_rl.registry import memory_name
 
-    config, rows = evaluate_run(command.run, episodes=command.episodes, deterministic=not command.stochastic)
+    config, rows = evaluate_run(
+        command.run,
+        episodes=command.episodes,
+        deterministic=not command.stochastic,
+        env_options=dict(option_value(text) for text in command.env_options),
+    )
     summary = summarize(rows)
     if command.json:
         answer = {
@@ -159,6 +170,7 @@ def _evaluate(command: Evaluate) -> None:
             "env_id": config.env_id,
             "memory": memory_name(config.memory),
             "deterministic": not command.stochastic,
+            "env_options": dict(config.env_options),
             **dataclasses.asdict(summary),
             "rows": [dataclasses.asdict(row) for row in rows],
         }

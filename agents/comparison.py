@@ -19,11 +19,11 @@ import envs
 from agents.config import TrainConfig, to_json
 from agents.errors import AgentsError, RunFileError, UsageError
 from agents.evaluation import Episode, evaluate_run, summarize
-from agents.presets import preset_config
 from agents.progress import Progress, format_seconds
 from agents.runs import RunPaths, default_directory, read_metrics, read_run, write_json
 from agents.side_by_side import Job, train_side_by_side
 from agents.statistics import Estimate, estimate, interquartile_mean, probability_of_improvement
+from agents.suites import expand, task_config
 from agents.table import markdown
 from fwp_rl.matching import matched
 from fwp_rl.memory import MemoryConfig
@@ -52,10 +52,11 @@ def compare(
         if value < 1:
             raise UsageError(f"{name}={value} must be at least 1")
     configs = {name: equal_config(name, memories[0], equal) for name in memories}
+    tasks = expand(env_ids)
     jobs = [
-        _job(env_id, name, config, seed, total_timesteps, root)
+        _job(task, name, config, seed, total_timesteps, root)
         for seed in range(n_seeds)  # outermost: a comparison that is cut off has compared memories
-        for env_id in map(_resolve, env_ids)
+        for task in tasks
         for name, config in configs.items()
     ]
     missing = [job for job in jobs if not _is_finished(job)]
@@ -158,18 +159,16 @@ def _mean(values: Sequence[float]) -> Estimate:
     return estimate(lambda x: float(x.mean()), np.array([values]))
 
 
-def _job(env_id: str, name: str, memory: MemoryConfig, seed: int, total_timesteps: int | None, root: Path) -> Job:
-    config = dataclasses.replace(preset_config(env_id, None), memory=memory, seed=seed, threads=1)
+def _job(task: str, name: str, memory: MemoryConfig, seed: int, total_timesteps: int | None, root: Path) -> Job:
+    config = dataclasses.replace(task_config(task), memory=memory, seed=seed, threads=1)
     if total_timesteps is not None:
         config = dataclasses.replace(config, total_timesteps=total_timesteps)
-    return Job(f"{env_id} {name} seed {seed}", config, default_directory(root, env_id, name, seed))
+    return Job(f"{task} {name} seed {seed}", config, default_directory(root, task, name, seed))
 
 
-def _resolve(env_id: str) -> str:
-    try:
-        return envs.resolve(env_id)
-    except envs.UnknownEnvironmentError as error:
-        raise UsageError(str(error)) from None
+def _task_of(job: Job) -> str:
+    """The first word of its name; several tasks may be of one environment."""
+    return job.name.partition(" ")[0]
 
 
 def _is_finished(job: Job) -> bool:
@@ -209,7 +208,7 @@ def _row(job: Job, episodes: int) -> dict[str, Any]:
     summary, description = summarize(played), read_run(job.directory)
     score, scale = _score(job.config, played)
     return {
-        "env_id": job.config.env_id,
+        "env_id": _task_of(job),
         "memory": job.directory.parent.name,
         "seed": job.config.seed,
         "parameters": description["parameters"]["memory"],
@@ -243,14 +242,14 @@ def draw(jobs: Sequence[Job], file: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    env_ids = list(dict.fromkeys(job.config.env_id for job in jobs))
+    env_ids = list(dict.fromkeys(map(_task_of, jobs)))
     memories = list(dict.fromkeys(job.directory.parent.name for job in jobs))
     figure, panels = plt.subplots(
         1, len(env_ids), figsize=(5 * len(env_ids), 3.4), dpi=120, squeeze=False, layout="constrained"
     )
     for axes, env_id in zip(panels[0], env_ids, strict=True):
         for number, memory in enumerate(memories):
-            of = [job for job in jobs if (job.config.env_id, job.directory.parent.name) == (env_id, memory)]
+            of = [job for job in jobs if (_task_of(job), job.directory.parent.name) == (env_id, memory)]
             curves = [curve for job in of if (curve := _curve(job)) is not None]
             color = "0.5" if memory == "none" else f"C{number}"
             for steps, values in curves:

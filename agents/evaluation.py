@@ -8,15 +8,16 @@ Reads the portable part of model.zip and run.json only: nothing is unpickled, no
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
 
-from agents.config import ConfigError, TrainConfig, train_config_from_json
+from agents.config import ConfigError, OptionValue, TrainConfig, train_config_from_json
 from agents.episodes import EVALUATION_SEED, EpisodeQueue, QueuedEpisodes, make_env
 from agents.errors import RunFileError, UsageError
 from agents.runs import RunPaths, read_run
@@ -130,9 +131,16 @@ def load_run(directory: Path) -> tuple[TrainConfig, "MemoryActorCriticPolicy"]:
         raise RunFileError(str(error)) from None
 
 
-def evaluate_run(directory: Path, *, episodes: int, deterministic: bool) -> tuple[TrainConfig, list[Episode]]:
-    """The agent of a run on the episodes that every agent gets."""
+def evaluate_run(
+    directory: Path,
+    *,
+    episodes: int,
+    deterministic: bool,
+    env_options: Mapping[str, OptionValue] = MappingProxyType({}),
+) -> tuple[TrainConfig, list[Episode]]:
+    """The agent of a run on the episodes that every agent gets, in the task of its training but for `env_options`."""
     config, policy = load_run(directory)
+    config = dataclasses.replace(config, env_options={**config.env_options, **env_options})
     return config, evaluate_policy_on(policy, config, episodes=episodes, deterministic=deterministic)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from agents.config import PPOConfig, TrainConfig
+from agents.config import OptionValue, PPOConfig, TrainConfig
 from agents.errors import UsageError
 
 # The shared starting points; each preset below says only what differs.
@@ -37,6 +37,49 @@ _ANSWER_PPO = dataclasses.replace(
 _CONTROL_PPO = PPOConfig(learning_rate=1e-3, n_steps=128, n_epochs=10, gamma=0.99, gae_lambda=0.95)
 
 
+_CART_POLE = TrainConfig(
+    env_id="CartPoleNoVel-v1",
+    # Returns are large and all grow together: unnormalised, the value loss drowns the policy's in the memory that both
+    # share.
+    ppo=PPOConfig(
+        learning_rate=2e-3,
+        learning_rate_schedule="linear",
+        n_steps=128,
+        sequence_length=32,
+        n_epochs=10,
+        gamma=0.98,
+        gae_lambda=0.9,
+        vf_coef=0.25,
+        normalize_reward=True,
+    ),
+    n_envs=8,
+    total_timesteps=50_000,
+    eval_every=5_000,
+    stop_at_return=475.0,  # of 500
+)
+_PENDULUM = TrainConfig(
+    env_id="PendulumNoVel-v1",
+    ppo=dataclasses.replace(_CONTROL_PPO, n_steps=200, gamma=0.9),
+    n_envs=8,
+    total_timesteps=200_000,
+)
+_ENDLESS_T_MAZE = TrainConfig(
+    env_id="fwp/EndlessTMaze-v0",
+    ppo=dataclasses.replace(
+        _MINIGRID_PPO,
+        learning_rate=1e-3,
+        learning_rate_schedule="linear",
+        n_steps=64,
+        # A vain turn costs no more than its entropy is worth: the bonus has to go before the best action is the right one.
+        ent_coef_final=0.0,
+    ),
+    n_envs=32,
+    total_timesteps=300_000,
+    eval_every=20_000,
+    stop_at_success=1.0,
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     """Settings for one task or one family of tasks."""
@@ -57,6 +100,20 @@ class Preset:
             if is_input
         ]
         return f"{self.summary} Memory also reads: {' and '.join(inputs) if inputs else 'nothing else'}."
+
+
+def _answers(summary: str, env_id: str, **options: OptionValue) -> Preset:
+    """One of the tiny vectorised tasks in which every right answer is rewarded at once."""
+    config = TrainConfig(
+        env_id=env_id,
+        env_options=options,
+        ppo=_ANSWER_PPO,
+        n_envs=32,
+        total_timesteps=1_000_000,
+        eval_every=50_000,
+        stop_at_return=0.95,  # of 1
+    )
+    return Preset(summary=summary, config=config)
 
 
 _PRESETS = {
@@ -99,35 +156,11 @@ _PRESETS = {
     ),
     "CartPoleNoVel-v1": Preset(
         summary="Balance a pole without seeing any velocity.",
-        config=TrainConfig(
-            env_id="CartPoleNoVel-v1",
-            # Returns are large and all grow together: unnormalised, the value loss drowns the policy's in the memory
-            # that both share.
-            ppo=PPOConfig(
-                learning_rate=2e-3,
-                learning_rate_schedule="linear",
-                n_steps=128,
-                sequence_length=32,
-                n_epochs=10,
-                gamma=0.98,
-                gae_lambda=0.9,
-                vf_coef=0.25,
-                normalize_reward=True,
-            ),
-            n_envs=8,
-            total_timesteps=50_000,
-            eval_every=5_000,
-            stop_at_return=475.0,  # of 500
-        ),
+        config=_CART_POLE,
     ),
     "PendulumNoVel-v1": Preset(
         summary="Swing up a pendulum without seeing its velocity.",
-        config=TrainConfig(
-            env_id="PendulumNoVel-v1",
-            ppo=dataclasses.replace(_CONTROL_PPO, n_steps=200, gamma=0.9),
-            n_envs=8,
-            total_timesteps=200_000,
-        ),
+        config=_PENDULUM,
     ),
     "MountainCarContinuousNoVel-v0": Preset(
         summary="Rock a car up a hill without seeing its velocity.",
@@ -157,60 +190,34 @@ _PRESETS = {
             total_timesteps=300_000,
         ),
     ),
-    "fwp/RepeatPrevious-v0": Preset(
-        summary="Say what was shown a few steps ago; tiny and vectorised.",
-        config=TrainConfig(
-            env_id="fwp/RepeatPrevious-v0",
-            ppo=_ANSWER_PPO,
-            n_envs=32,
-            total_timesteps=1_000_000,
-            eval_every=50_000,
-            stop_at_return=0.95,  # of 1
-        ),
+    "fwp/EndlessTMaze-v0": Preset(
+        summary="Remember one cue after the other, each until the end of its corridor, by the published rules.",
+        config=_ENDLESS_T_MAZE,
     ),
-    "fwp/KeyValueRecall-v0": Preset(
-        summary="Say what was written last under a key; tiny and vectorised.",
-        config=TrainConfig(
-            env_id="fwp/KeyValueRecall-v0",
-            ppo=_ANSWER_PPO,
-            n_envs=32,
-            total_timesteps=1_000_000,
-            eval_every=50_000,
-            stop_at_return=0.95,  # of 1
-        ),
+    "endless-t-maze-10": Preset(
+        summary="The same with ten corridors.",
+        config=dataclasses.replace(_ENDLESS_T_MAZE, env_options={"n_corridors": 10}),
     ),
-    "fwp/GroupTracking-v0": Preset(
-        summary="Follow a ball under cups that change places; tiny and vectorised.",
-        config=TrainConfig(
-            env_id="fwp/GroupTracking-v0",
-            ppo=_ANSWER_PPO,
-            n_envs=32,
-            total_timesteps=1_000_000,
-            eval_every=50_000,
-            stop_at_return=0.95,  # of 1
-        ),
+    "fwp/RepeatPrevious-v0": _answers("Say what was shown a few steps ago.", "fwp/RepeatPrevious-v0"),
+    "fwp/KeyValueRecall-v0": _answers("Say what was written last under a key.", "fwp/KeyValueRecall-v0"),
+    "key-value-8": _answers(
+        "The same with twice as many keys.", "fwp/KeyValueRecall-v0", n_keys=8, n_writes=24, n_queries=8
     ),
-    "fwp/Tally-v0": Preset(
-        summary="Say how often a symbol was seen; tiny and vectorised.",
-        config=TrainConfig(
-            env_id="fwp/Tally-v0",
-            ppo=_ANSWER_PPO,
-            n_envs=32,
-            total_timesteps=1_000_000,
-            eval_every=50_000,
-            stop_at_return=0.95,  # of 1
-        ),
+    "key-value-16": _answers(
+        "The same with four times as many keys.", "fwp/KeyValueRecall-v0", n_keys=16, n_writes=48, n_queries=16
     ),
-    "fwp/Copy-v0": Preset(
-        summary="Say a short sequence again; tiny and vectorised.",
-        config=TrainConfig(
-            env_id="fwp/Copy-v0",
-            ppo=_ANSWER_PPO,
-            n_envs=32,
-            total_timesteps=1_000_000,
-            eval_every=50_000,
-            stop_at_return=0.95,  # of 1
-        ),
+    "fwp/GroupTracking-v0": _answers("Follow a ball under five cups that change places.", "fwp/GroupTracking-v0"),
+    "parity": _answers("Say whether the number of ones so far is odd.", "fwp/GroupTracking-v0", group="parity"),
+    "s3": _answers("Follow the order of three things that change places.", "fwp/GroupTracking-v0", group="S3"),
+    "fwp/Tally-v0": _answers("Say how often a symbol was seen.", "fwp/Tally-v0"),
+    "fwp/Copy-v0": _answers("Say a short sequence again.", "fwp/Copy-v0"),
+    "fwp/MaskedCartPole-v0": Preset(
+        summary="Balance a pole without seeing any velocity; many at once.",
+        config=dataclasses.replace(_CART_POLE, env_id="fwp/MaskedCartPole-v0"),
+    ),
+    "fwp/MaskedPendulum-v0": Preset(
+        summary="Swing up a pendulum without seeing its velocity; many at once.",
+        config=dataclasses.replace(_PENDULUM, env_id="fwp/MaskedPendulum-v0"),
     ),
     "generic": Preset(
         summary="Default for any other Gymnasium id.",

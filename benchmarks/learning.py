@@ -13,6 +13,7 @@ every agent plays the same 200 unseen episodes, and benchmarks/results/learning_
 
 import argparse
 import concurrent.futures
+import dataclasses
 import json
 import os
 import pathlib
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from agents.evaluation import evaluate_run, summarize
@@ -53,6 +54,9 @@ class Question:
     eval_every: int = 50_000
     predicted_to_fail: tuple[str, ...] = ()
     """Memories of which `docs/memories.md` says that they cannot learn this."""
+    published: dict[str, str] = field(default_factory=dict)
+    """What others report for these memories, as `measure`."""
+    published_by: str = ""
     control_steps: int | None = None
     """Steps for the agent without memory, which never ends early, and for those that are predicted to fail. None:
     those of the preset."""
@@ -63,6 +67,24 @@ _SEQUENTIAL = ("rnn", "gru", "lstm", "recurrent_delta", "delta_rnn", "delta_lstm
 _PARALLEL = (
     *("additive", "hebb", "linear_attention", "delta", "gated_delta", "delta_product", "oja", "continuous_delta"),
     *("delta_mlp", "schlag2021", "irie2021"),
+)
+
+_TO_TWO = "delta_to_2"
+_MEMORY_ARGUMENTS = {_TO_TWO: ("memory:delta", "--memory.negative-eigenvalues")}
+"""Memories that are not just one of the registered names."""
+
+_ENDLESS_T_MAZE = Question(
+    text="Endless T-Maze by its published rules, 3 corridors of 10, 300k steps",
+    env_id="fwp/EndlessTMaze-v0",
+    memories=("delta", "gated_delta", "additive", "lstm", "gru", "none"),
+    n_seeds=5,
+    measure="success_rate",
+    bar=0.95,
+    control=(0.0, 0.2),
+    stop_at=1.0,
+    eval_every=20_000,
+    published={"lstm": "1.00", "gru": "0.53"},
+    published_by="Shchendrigin et al. 2026 (arXiv 2601.15086), PPO, fixed lengths, read off their figures; budget unknown",
 )
 
 QUESTIONS = {
@@ -123,6 +145,37 @@ QUESTIONS = {
         flags=("--total-timesteps", "500000"),
         eval_every=20_000,
     ),
+    "endless-t-maze-3": _ENDLESS_T_MAZE,
+    "endless-t-maze-10": dataclasses.replace(
+        _ENDLESS_T_MAZE,
+        text="Endless T-Maze by its published rules, 10 corridors of 10, 300k steps",
+        flags=("--preset", "endless-t-maze-10"),
+        control=(0.0, 0.05),
+        published={"lstm": "0.83", "gru": "0.31"},
+    ),
+    "parity": Question(
+        text="Parity of 16 bits, 1M steps",
+        env_id="fwp/GroupTracking-v0",
+        memories=(_TO_TWO, "delta", "gated_delta", "additive", "lstm", "gru", "none"),
+        n_seeds=3,
+        measure="return_mean",
+        bar=0.9,
+        control=(0.45, 0.55),
+        flags=("--preset", "parity"),
+        eval_every=50_000,
+        predicted_to_fail=("delta", "gated_delta", "additive"),
+    ),
+    "five-cups": Question(
+        text="Shell game of five cups, 16 moves, 1M steps",
+        env_id="fwp/GroupTracking-v0",
+        memories=(_TO_TWO, "delta", "gated_delta", "additive", "lstm", "gru", "none"),
+        n_seeds=3,
+        measure="return_mean",
+        bar=0.85,
+        control=(0.15, 0.25),
+        eval_every=50_000,
+        predicted_to_fail=("delta", "gated_delta", "additive"),
+    ),
     "memory-s9": Question(
         text="MiniGrid-MemoryS9-v0 with a view of 3",
         env_id="MiniGrid-MemoryS9-v0",
@@ -160,7 +213,8 @@ def command(question: Question, memory: str, seed: int, directory: pathlib.Path)
         *("--eval-every", str(question.eval_every), "--eval-episodes", "100"),
         *(("--stop-at-success", str(question.stop_at)) if stop else ()),
         *(("--total-timesteps", str(question.control_steps)) if fails and question.control_steps else ()),
-        *("--threads", "1", "--run-dir", str(directory), "--overwrite", "--quiet", f"memory:{memory}"),
+        *("--threads", "1", "--run-dir", str(directory), "--overwrite", "--quiet"),
+        *_MEMORY_ARGUMENTS.get(memory, (f"memory:{memory}",)),
     ]
 
 
@@ -232,8 +286,10 @@ def as_markdown(name: str, question: Question, result: dict[str, Any]) -> str:
         f"ended. Written by `python -m benchmarks.learning {name}`.",
         "",
         *(f"{machine} ({', '.join(of)})\n" for machine, of in machines_of(rows).items()),
-        f"| memory | parameters | {question.measure.replace('_', ' ')} by seed | steps by seed (thousands) | |",
-        "|---|---|---|---|---|",
+        *((f"Published: {question.published_by}.\n",) if question.published else ()),
+        f"| memory | parameters | {question.measure.replace('_', ' ')} by seed | steps by seed (thousands) | |"
+        + " published |" * bool(question.published),
+        "|---|---|---|---|---|" + "---|" * bool(question.published),
     ]
     for memory in question.memories:
         of = [r for r in rows if r["memory"] == memory]
@@ -242,7 +298,8 @@ def as_markdown(name: str, question: Question, result: dict[str, Any]) -> str:
         digits = 0 if question.bar > 1 else 3
         values = ", ".join(f"{r[question.measure]:.{digits}f}" for r in of)
         steps = ", ".join(f"{r['steps'] / 1000:.0f}" for r in of)
-        lines.append(f"| {memory} | {of[0]['parameters']:,} | {values} | {steps} | {verdict(question, rows, memory)} |")
+        line = f"| {memory} | {of[0]['parameters']:,} | {values} | {steps} | {verdict(question, rows, memory)} |"
+        lines.append(line + f" {question.published.get(memory, '')} |" * bool(question.published))
     return "\n".join(lines) + f"\n\n![learning curves](learning_{name}.png)\n"
 
 

@@ -164,7 +164,7 @@ def measure(names: list[str], n_seeds: int, most_batches: int) -> list[dict[str,
         for name in names:
             for title, probe in PROBES.items():
                 rows.append({"probe": title, **train(probe, name, seed, most_batches)})
-                print("{probe}: {memory}, seed {seed}: {accuracy:.3f} in {seconds:.0f} s".format(**rows[-1]), flush=True)
+                print("{probe}: {memory}, seed {seed}: {accuracy:.3f} in {seconds} s".format(**rows[-1]), flush=True)
     return rows
 
 
@@ -204,8 +204,8 @@ def as_markdown(result: dict[str, Any]) -> str:
         "# Do the tasks tell the memories apart?",
         "",
         f"Share of right answers after supervised training, mean of {result['seeds']} seeds and (least to most); "
-        f"{TEST_EPISODES} unseen episodes each, at most {MOST_BATCHES} batches of {BATCH} episodes. The same learning rate "
-        "for all, tuned for none: a memory that fails here may need another, or longer. Written by "
+        f"{TEST_EPISODES} unseen episodes each, at most {MOST_BATCHES} batches of {BATCH} episodes. The same learning "
+        "rate for all, tuned for none: a memory that fails here may need another, or longer. Written by "
         "`python -m benchmarks.separation`.",
         "",
         f"{result['machine']}",

@@ -21,6 +21,7 @@ import numpy as np
 import envs
 from benchmarks.machine import describe_machine
 from envs.tasks import VECTOR_TASKS
+from envs.testing import random_actions
 
 BARS = {16: 0.3, 256: 4.0}  # environments: millions of steps per second
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -32,7 +33,7 @@ def stepper(env_id: str, n_envs: int, n_steps: int) -> Callable[[], float]:
     task = envs.make_vector(env_id, n_envs)
     assert task is not None
     rng = np.random.default_rng(0)
-    actions = rng.integers(task.action_space.n, size=(N_ACTIONS, n_envs))  # type: ignore[attr-defined]  # all are Discrete
+    actions = [random_actions(task, rng) for _ in range(N_ACTIONS)]
     task.reset(0)
 
     def run() -> float:

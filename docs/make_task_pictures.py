@@ -15,8 +15,15 @@ from envs.tasks import VECTOR_TASKS
 
 FOLDER = pathlib.Path(__file__).parent / "tasks"
 SEED, N_COLORS = 1, 32
-STEP_MS, LAST_MS = 450, 1500
-OPTIONS = {"fwp/TMaze-v0": {"length": 5, "n_corridors": 2}, "fwp/RepeatPrevious-v0": {"episode_length": 16}}
+STEP_MS, PHYSICAL_STEP_MS, LAST_MS = 450, 50, 1500
+OPTIONS = {
+    "fwp/TMaze-v0": {"length": 5},
+    "fwp/EndlessTMaze-v0": {"length": 5},
+    "fwp/RepeatPrevious-v0": {"episode_length": 16},
+    "fwp/MaskedCartPole-v0": {"episode_length": 60},
+    "fwp/MaskedPendulum-v0": {"episode_length": 80},
+}
+PHYSICAL = ("fwp/MaskedCartPole-v0", "fwp/MaskedPendulum-v0")  # shown about as fast as they move
 
 
 def path_of(env_id: str) -> pathlib.Path:
@@ -30,7 +37,7 @@ def episode(env_id: str) -> list[np.ndarray]:
     env.reset(seed=SEED)
     pictures, done = [env.render()], False
     while not done:
-        _, _, terminated, truncated, _ = env.step(int(env.unwrapped.task.oracle_actions()[0]))
+        _, _, terminated, truncated, _ = env.step(env.unwrapped.task.oracle_actions()[0])
         done = terminated or truncated
         pictures.append(env.render())
     return pictures
@@ -43,7 +50,8 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for env_id in parser.parse_args().ids or VECTOR_TASKS:
         frames = [Image.fromarray(picture).quantize(N_COLORS) for picture in episode(env_id)]
-        durations = [STEP_MS] * (len(frames) - 1) + [LAST_MS]
+        step_ms = PHYSICAL_STEP_MS if env_id in PHYSICAL else STEP_MS
+        durations = [step_ms] * (len(frames) - 1) + [LAST_MS]
         frames[0].save(
             path_of(env_id), save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True
         )

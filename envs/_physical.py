@@ -42,7 +42,7 @@ def simulated_anchors(
     task_class: type[VectorTask], *, n_envs: int = 500, n_episodes: int = 2000, **options: float
 ) -> dict[str, float]:
     """Mean returns of the oracle, the memoryless and the random policy of a task, always of the same episodes."""
-    task, rng = task_class(n_envs, **options), np.random.default_rng(0)  # type: ignore[call-arg]  # a task takes its options
+    task, rng = task_class(n_envs, **options), np.random.default_rng(0)
     policies = {
         "optimal": lambda task, observations: task.oracle_actions(),
         "memoryless": lambda task, observations: task.memoryless_actions(observations),

@@ -11,7 +11,7 @@ _PENALTY = 0.01
 
 
 class EndlessTMaze(VectorTask):
-    """Read a cue, walk down a corridor, turn to the side that the cue told, in `n_corridors` corridors one after another.
+    """Read a cue, walk down a corridor, turn to the side that the cue told; in `n_corridors`, one after the other.
 
     Description: the Endless T-Maze (Shchendrigin, Cherepanov, Kovalev & Panov 2026, arXiv 2601.15086) by the rules of
     its published code, so that results can stand beside theirs. Each correct turn leads into the next corridor, whose

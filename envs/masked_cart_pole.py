@@ -40,9 +40,9 @@ class MaskedCartPole(VectorTask):
     Arguments: `noise` (default 0), the standard deviation of what is added to each number shown; `episode_length`
     (default 500).
 
-    Anchors: all simulated, optimal with a controller that knows the velocities. Memoryless is the best that a search has
-    found: push by chance, more likely towards the side to which the pole leans. Always towards it (45 steps) is worse,
-    since the pole then swings more and more.
+    Anchors: all simulated, optimal with a controller that knows the velocities. Memoryless is the best that a search
+    has found: push by chance, more likely towards the side to which the pole leans. To push always towards it is worse
+    (45 steps), since the pole then swings more and more.
     """
 
     def __init__(self, n_envs: int, *, noise: float = 0.0, episode_length: int = 500) -> None:

@@ -129,7 +129,7 @@ class _Grid:
 
 @functools.cache
 def _best_torques(*, n_sweeps: int = 100, n_torques: int = 9) -> np.ndarray:
-    """The torque of least cost from each state of the grid on, by value iteration; upright costs nothing, so it ends."""
+    """The torque of least cost from each state of the grid on, by value iteration; to stand costs nothing."""
     grid = _Grid()
     torques = np.linspace(-_LARGEST_TORQUE, _LARGEST_TORQUE, n_torques)
     angle, speed, costs = _turn(*grid.states(), torques[:, None, None])

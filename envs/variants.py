@@ -14,8 +14,8 @@ VARIANT_OPTIONS = ("oracle", "longest_wait")
 class TaskVariant(VectorTask):
     """`task`, with the answer in view or with rows that begin at different times.
 
-    `oracle`: the best action follows the observation, one-hot if it is one of several, so that no memory is needed: what
-    an agent fails to learn here it does not fail to learn for want of memory.
+    `oracle`: the best action follows the observation, one-hot if it is one of several, so that no memory is needed:
+    what an agent fails to learn here it does not fail to learn for want of memory.
 
     `longest_wait`: before its first episode after a reset with a seed, each row waits 0..longest_wait steps, in which
     it sees zeros and nothing counts. Episodes of equal length would otherwise begin and end in all rows at once, and

@@ -15,9 +15,11 @@ import cloudpickle
 import pytest
 import torch
 
+import envs
 from agents.__main__ import main
 from agents.command_line import run
 from agents.runs import RunPaths
+from agents.suites import suites
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,6 +64,39 @@ def test_list_names_memories_tasks_and_presets(call: Any) -> None:
     assert code == 0
     for text in ("memory:delta", "memory:lstm", "132,096", "fwp/MiniGrid-TMaze-v0", "MiniGrid-MemoryS9-v0", "debug"):
         assert text in out
+
+
+def test_list_tells_of_every_task_what_it_isolates_its_anchors_and_its_speed(
+    call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red if a task or a suite is missing, or a task that is not installed ends the list."""
+    monkeypatch.setattr("agents.listing._SECONDS", 0.01)
+    monkeypatch.setitem(sys.modules, "Box2D", None)
+    for name in [name for name in sys.modules if name.startswith("gymnasium.envs.box2d")]:
+        monkeypatch.delitem(sys.modules, name)
+    code, out, err = call("list", "--tasks")
+    assert (code, err) == (0, "")
+    for env_id, task in envs.TASKS.items():
+        first, second, *_ = out.partition(f"  {env_id} ")[2].splitlines()
+        assert f"isolates {task.isolates}" in first
+        assert ("cannot run here" if "Lander" in env_id else "steps/s") in second
+    assert "steps/s; optimal 3, memoryless 0.8662, random 0.183\n" in out
+    assert "steps/s; optimal 1, memoryless 0.5, random " in out.split("fwp/MiniGrid-TMaze-v0")[1]
+    for name, tasks in suites().items():
+        assert re.search(rf"  suite:{name} +{', '.join(tasks) or 'not installed'}\n", out + "\n")
+
+
+def test_an_agent_is_evaluated_on_another_length(call: Any, run_directory: Path) -> None:
+    """Red if the length of its training is used, or if an option that changes what it sees is not refused."""
+    code, out, _ = call("evaluate", run_directory, "--episodes", 3, "--json", "--env-options", "episode_length=30")
+    answer = json.loads(out)
+    assert (code, answer["length_mean"], answer["env_options"]["episode_length"]) == (0, 30.0, 30)
+    code, _, err = call("evaluate", run_directory, "--env-options", "n_symbols=9")
+    assert code == 4
+    assert "do not belong together" in err
+    code, _, err = call("evaluate", run_directory, "--env-options", "lenght=9")
+    assert code == 2
+    assert "has no option 'lenght'" in err
 
 
 def test_commands_run_as_a_module(run_directory: Path) -> None:

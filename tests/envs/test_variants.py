@@ -101,5 +101,5 @@ class _ManyActions(VECTOR_TASKS["fwp/Copy-v0"]):
 def test_a_task_whose_answers_cannot_be_shown_is_refused():
     """Red if a task without a list of answers fails later and less clearly."""
     assert issubclass(_ManyActions, VectorTask)
-    with pytest.raises(ValueError, match="must have actions that are Discrete or in a Box of one axis, got MultiDiscrete"):
+    with pytest.raises(ValueError, match="actions that are Discrete or in a Box of one axis, got MultiDiscrete"):
         TaskVariant(_ManyActions(2), oracle=True)
