@@ -70,7 +70,8 @@ _ENDLESS_T_MAZE = TrainConfig(
         learning_rate=1e-3,
         learning_rate_schedule="linear",
         n_steps=64,
-        # A vain turn costs no more than its entropy is worth: the bonus has to go before the best action is the right one.
+        # A turn in vain costs no more than its entropy is worth: the bonus has to go, or the most likely action at some
+        # places stays such a turn, and an agent that always takes it stands there for ever.
         ent_coef_final=0.0,
     ),
     n_envs=32,

@@ -84,7 +84,7 @@ _ENDLESS_T_MAZE = Question(
     stop_at=1.0,
     eval_every=20_000,
     published={"lstm": "1.00", "gru": "0.53"},
-    published_by="Shchendrigin et al. 2026 (arXiv 2601.15086), PPO, fixed lengths, read off their figures; budget unknown",
+    published_by="Shchendrigin et al. 2026 (arXiv 2601.15086): PPO, fixed lengths, read off figures, budget unknown",
 )
 
 QUESTIONS = {
