@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.learning import QUESTIONS, as_markdown
+
 ROOT = Path(__file__).parent.parent
 HELPERS = ("__init__", "floor", "machine")
 SCRIPTS = sorted(file.stem for file in (ROOT / "benchmarks").glob("*.py") if file.stem not in HELPERS)
@@ -19,6 +21,16 @@ def test_smoke(name: str) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "|" in done.stdout  # a table came out
+
+
+def test_learning_puts_published_numbers_beside_ours() -> None:
+    """Red if a memory gets the number of another, or a table without published numbers an empty column."""
+    row = {"seed": 0, "parameters": 7, "steps": 5000, "success_rate": 0.5, "return_mean": 1.0, "machine": "a machine"}
+    for name, ending in (("endless-t-maze-10", " 0.83 |"), ("t-maze", " 0 of 1 reach 0.98 |")):
+        rows = [{"memory": memory, **row} for memory in ("delta", "lstm")]
+        *_, delta, lstm, _, _ = as_markdown(name, QUESTIONS[name], {"rows": rows}).splitlines()
+        assert delta.startswith("| delta | 7 | 0.500 | 5 |")
+        assert lstm.endswith(ending)
 
 
 def test_gpu_benchmark_times_nothing_where_a_kernel_is_wrong(tmp_path: Path) -> None:
