@@ -256,6 +256,7 @@ def draw(result: dict[str, Any], file: pathlib.Path) -> None:
             axes.plot(values, [height] * len(values), "o", color="C0", markersize=4, alpha=0.6)
         axes.set_title(title, fontsize=9)
         axes.set_xlim(0, 1.03)
+        axes.set_ylim(-0.6, len(names) - 0.4)
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
