@@ -42,7 +42,7 @@ TASKS = {
     "copy": lambda n_envs: Copy(n_envs, length=5, n_symbols=3),
     "cart and pole": lambda n_envs: MaskedCartPole(n_envs, episode_length=90),
     "cart and pole with noise": lambda n_envs: MaskedCartPole(n_envs, noise=0.2, episode_length=70),
-    "pendulum with noise": lambda n_envs: MaskedPendulum(n_envs, noise=0.1),
+    "pendulum with noise": lambda n_envs: MaskedPendulum(n_envs, noise=0.1, episode_length=120),
 }
 
 
