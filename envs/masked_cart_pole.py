@@ -85,7 +85,7 @@ class MaskedCartPole(VectorTask):
 
     @override
     def anchors(self) -> dict[str, float]:
-        return simulated_anchors(type(self), noise=self.noise, episode_length=self.episode_length)
+        return dict(simulated_anchors(type(self), noise=self.noise, episode_length=self.episode_length))
 
     @override
     def oracle_actions(self) -> np.ndarray:

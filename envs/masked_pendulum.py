@@ -74,7 +74,7 @@ class MaskedPendulum(VectorTask):
 
     @override
     def anchors(self) -> dict[str, float]:
-        return simulated_anchors(type(self), noise=self.noise, episode_length=self.episode_length)
+        return dict(simulated_anchors(type(self), noise=self.noise, episode_length=self.episode_length))
 
     @override
     def oracle_actions(self) -> np.ndarray:
