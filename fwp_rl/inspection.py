@@ -16,6 +16,7 @@ transformer. Nothing like it exists for an LSTM.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 from fwp_rl.layers import HeadInputs, inner_starts
 from fwp_rl.memory import Memory
 from fwp_rl.ops import fast_weight_scan
+from fwp_rl.ops.fast_weight_scan import Rule
 from fwp_rl.stack import MemoryStack
 from fwp_rl.state import State, map_state
 
@@ -48,7 +50,8 @@ class Inspectable(Protocol):
 class MemoryTrace:
     """A fast-weight memory over a sequence; everything in the dtype of the memory, without gradient.
 
-    The retrieval map is exact:
+    T is the number of writes: `n_inner` for each input. What costs time is computed when it is asked for. The retrieval
+    map is exact:
 
         reads[t, b, h] = sum_s retrieval[t, b, h, s] v[s, b, h] + from_state[t, b, h]
     """
@@ -64,24 +67,126 @@ class MemoryTrace:
     decay: Float[Tensor, "T B H"] | Float[Tensor, "T B H K"]
     """The fraction of the fast weights, or of each of their K rows, that is left before the write; 1 where the memory
     does not fade."""
+    rule: Rule
+    """Of the writes: "delta" or "additive"."""
+    state: Float[Tensor, "B H K V"]
+    """The fast weights before the first step."""
     episode_starts: Bool[Tensor, "T B"]
     """Where the fast weights were emptied before the step."""
-    fast_weights: Float[Tensor, "T B H K V"]
-    """S_t, after the write of the step."""
-    norms: Float[Tensor, "T B H"]
-    """Frobenius norm of S_t."""
-    singular_values: Float[Tensor, "T B H R"]
-    """Singular values of S_t, largest first; R = min(K, V)."""
-    key_overlap: Float[Tensor, "T B H T"]
-    """k_t . k_s at `[t, b, h, s]`, the cosine of unit keys; 0 for later steps and across a start."""
-    surprise: Float[Tensor, "T B H"]
-    """|v_t - S'_t^T k_t|: how far what the key recalls, before the write, is from what is to be stored."""
+    n_inner: int
+    """Steps of the trace for each input of the memory."""
+    recalled: Float[Tensor, "T B H V"]
+    """S'_t^T k_t: what the key recalls before the write."""
     reads: Float[Tensor, "T B H V"]
     """S_t^T q_t, before any normalisation."""
-    retrieval: Float[Tensor, "T B H T"]
-    """The weight of value s in read t at `[t, b, h, s]`; exactly 0 for later steps and across a start."""
-    from_state: Float[Tensor, "T B H V"]
-    """What is left of the initial state in read t; exactly 0 after a start."""
+
+    @cached_property
+    def written(self) -> Float[Tensor, "T B H V"]:
+        """What is added under the key: S_t = S'_t + k_t written_t^T."""
+        correction = self.v - self.recalled if self.rule == "delta" else self.v
+        return self.beta[..., None] * correction
+
+    @cached_property
+    def fast_weights(self) -> Float[Tensor, "T B H K V"]:
+        """S_t, after the write of the step."""
+        state, states, any_start = self.state, [], self.episode_starts.any(1).tolist()
+        fades = bool((self.decay != 1).any())
+        for t in range(len(self.k)):
+            if any_start[t]:
+                state = state.masked_fill(self.episode_starts[t, :, None, None, None], 0.0)
+            if fades:
+                state = state * self._row_decay[t, ..., None]
+            state = state + self.k[t, ..., None] * self.written[t, ..., None, :]
+            states.append(state)
+        return torch.stack(states)
+
+    @cached_property
+    def norms(self) -> Float[Tensor, "T B H"]:
+        """Frobenius norm of S_t."""
+        return torch.linalg.matrix_norm(self.fast_weights)
+
+    @cached_property
+    def singular_values(self) -> Float[Tensor, "T B H R"]:
+        """Singular values of S_t, largest first; R = min(K, V)."""
+        broken = ~self.fast_weights.isfinite().all(-1).all(-1, keepdim=True)  # of which nothing is known
+        values = torch.linalg.svdvals(self.fast_weights.masked_fill(broken[..., None], 0.0))
+        return values.masked_fill(broken, torch.nan)
+
+    @cached_property
+    def key_overlap(self) -> Float[Tensor, "T B H T"]:
+        """k_t . k_s at `[t, b, h, s]`, the cosine of unit keys; 0 for later steps and across a start."""
+        return torch.einsum("tbhk,sbhk->tbhs", self.k, self.k).masked_fill(self._other, 0.0)
+
+    @cached_property
+    def surprise(self) -> Float[Tensor, "T B H"]:
+        """|v_t - S'_t^T k_t|: how far what the key recalls, before the write, is from what is to be stored."""
+        return (self.v - self.recalled).norm(dim=-1)
+
+    @cached_property
+    def erased(self) -> Float[Tensor, "T B H"]:
+        """The part of S_{t-1} that the step takes away, by decay and by the write: the norm of what it takes, divided
+        by the norm of S_{t-1}; 0 where that was empty. More than 1 is possible only with beta > 1."""
+        before = torch.cat([self.state[None], self.fast_weights[:-1]])
+        before = before.masked_fill(self.episode_starts[..., None, None, None], 0.0)
+        taken = before - before * self._row_decay[..., None]
+        if self.rule == "delta":
+            taken = taken + self.k[..., None] * (self.beta[..., None] * self.recalled)[..., None, :]
+        norm = torch.linalg.matrix_norm(before)
+        return (torch.linalg.matrix_norm(taken) / norm).masked_fill(norm == 0, 0.0)
+
+    @cached_property
+    def retrieval(self) -> Float[Tensor, "T B H T"]:
+        """The weight of value s in read t at `[t, b, h, s]`; exactly 0 for later steps and across a start."""
+        return self._sent_back[0].masked_fill(self._other, 0.0)
+
+    @cached_property
+    def from_state(self) -> Float[Tensor, "T B H V"]:
+        """What is left of the initial state in read t; exactly 0 after a start."""
+        unread = torch.einsum("tbhk,bhkv->tbhv", self._sent_back[1], self.state)
+        return unread.masked_fill((self.episode_starts.cumsum(0) != 0)[:, :, None, None], 0.0)
+
+    @cached_property
+    def contributions(self) -> Float[Tensor, "N B H N"]:
+        """How much of the reads for input t was written at input s, at `[t, b, h, s]`; N = T / n_inner inputs.
+
+        The norm of sum_j retrieval[t, b, h, j] v[j, b, h] over the writes j of input s, in the units of the values; if
+        several inner steps read, the root of the sum of squares.
+        """
+        retrieval = self.retrieval.unflatten(-1, (-1, self.n_inner))  # [T, B, H, N, n]
+        v = self.v.unflatten(0, (-1, self.n_inner))  # [N, n, B, H, V]
+        gram = torch.einsum("sibhv,sjbhv->bhsij", v, v)
+        squares = torch.einsum("tbhsi,tbhsj,bhsij->tbhs", retrieval, retrieval, gram)
+        return squares.unflatten(0, (-1, self.n_inner)).sum(1).clamp(min=0).sqrt()
+
+    @property
+    def _row_decay(self) -> Float[Tensor, "T B H K"] | Float[Tensor, "T B H 1"]:
+        """The decay of each row of S, or of all of them."""
+        return self.decay if self.decay.ndim == 4 else self.decay[..., None]
+
+    @cached_property
+    def _other(self) -> Bool[Tensor, "T B 1 T"]:
+        """Steps that are later, or in another episode."""
+        episode = self.episode_starts.cumsum(0)  # [T, B], 0 before the first start
+        earlier = torch.ones(len(episode), len(episode), dtype=torch.bool, device=episode.device).tril()
+        return ~((episode[:, :, None] == episode.T) & earlier[:, None])[:, :, None]
+
+    @cached_property
+    def _sent_back(self) -> tuple[Float[Tensor, "T B H T"], Float[Tensor, "T B H K"]]:
+        """The weights of all values in all reads, and what is left to ask of the initial state: every query is sent
+        back through the steps, as if there were no starts.
+
+        S_t^T q = S'^T (q - a k) + a v with a = beta k . q, or S'^T q + a v for the additive rule.
+        """
+        query = self.q.clone()  # [T, B, H, K]
+        weights = query.new_zeros(*query.shape[:3], len(query))
+        for s in reversed(range(len(query))):
+            later = query[s:]
+            weight = self.beta[s] * (self.k[s] * later).sum(-1)
+            weights[s:, :, :, s] = weight
+            if self.rule == "delta":
+                later = later - weight[..., None] * self.k[s]
+            query[s:] = self._row_decay[s] * later
+        return weights, query
 
 
 def inspect_memory(
@@ -89,57 +194,62 @@ def inspect_memory(
     inputs: Float[Tensor, "T B D"],
     state: State | None = None,
     episode_starts: Bool[Tensor, "T B"] | None = None,
+    *,
+    block: int = 0,
 ) -> MemoryTrace:
     """Run a fast-weight memory over a sequence and keep everything that its heads did.
 
-    :param memory: A memory with the method of `Inspectable`; of a stack, one block at a time.
+    :param memory: A memory with the method of `Inspectable`, or a stack of them.
     :param state: As for `Memory.scan`; None: the initial state.
     :param episode_starts: As for `Memory.scan`; None: no starts.
+    :param block: Of a stack, the memory to look into, counted from the inputs.
     """
-    if isinstance(memory, MemoryStack):
-        raise TypeError("memory is a stack: inspect one of its blocks, inspect_memory(memory.blocks[0], ...)")
-    if not isinstance(memory, Inspectable):
+    state, episode_starts = _complete(memory, inputs, state, episode_starts)
+    blocks = memory_blocks(memory)
+    if not 0 <= block < len(blocks):
+        raise ValueError(f"block must be a number from 0 to {len(blocks) - 1}, got {block}")
+    inspected = blocks[block]
+    if not isinstance(inspected, Inspectable):
         raise TypeError(
-            f"memory must be one of fast weights, with a method head_inputs, got {type(memory).__qualname__}; "
+            f"memory must be one of fast weights, with a method head_inputs, got {type(inspected).__qualname__}; "
             "audit_gradients takes any memory"
         )
-    state, episode_starts = _complete(memory, inputs, state, episode_starts)
     with torch.no_grad():
-        heads = memory.head_inputs(inputs, state, episode_starts)
-        return trace_heads(heads, inner_starts(episode_starts, len(heads.q) // len(inputs)))
+        if isinstance(memory, MemoryStack):
+            for below, below_state in zip(blocks[:block], state, strict=False):
+                inputs, _ = below.scan(inputs, below_state, episode_starts)
+            state = state[block]
+        heads = inspected.head_inputs(inputs, state, episode_starts)
+        n_inner = len(heads.q) // len(inputs)
+        return trace_heads(heads, inner_starts(episode_starts, n_inner), n_inner=n_inner)
 
 
-def trace_heads(heads: HeadInputs, episode_starts: Bool[Tensor, "T B"]) -> MemoryTrace:
+def memory_blocks(memory: Memory) -> list[Memory]:
+    """The memories of a stack, from the inputs to the outputs; of any other memory, itself."""
+    if isinstance(memory, MemoryStack):
+        return [block for block in memory.blocks if isinstance(block, Memory)]
+    return [memory]
+
+
+def trace_heads(heads: HeadInputs, episode_starts: Bool[Tensor, "T B"], *, n_inner: int = 1) -> MemoryTrace:
     """The same for given inputs of the heads: what would the fast weights do with these keys and values?"""
     if heads.rule not in ("delta", "additive"):
         raise ValueError(f"rule must be 'delta' or 'additive' to have a retrieval map, got {heads.rule!r}")
     with torch.no_grad():
-        decay = torch.ones_like(heads.beta) if heads.log_decay is None else heads.log_decay.exp()
-        row_decay = decay if decay.ndim == 4 else decay[..., None]
-        reads, fast_weights, surprise = _run(heads, row_decay, episode_starts)
-        episode = episode_starts.cumsum(0)  # [T, B], 0 before the first start
-        earlier = torch.ones(len(episode), len(episode), dtype=torch.bool, device=episode.device).tril()
-        reachable = (episode[:, :, None] == episode.T) & earlier[:, None]  # [T, B, T]
-        other = ~reachable[:, :, None]
-        broken = ~fast_weights.isfinite().all(-1).all(-1, keepdim=True)  # of which nothing is known
-        retrieval, from_state = _retrieval(heads, row_decay)
+        heads = heads._replace(**{name: x.detach() for name, x in heads._asdict().items() if isinstance(x, Tensor)})
+        recalled, reads = _run(heads, episode_starts)
         return MemoryTrace(
             q=heads.q,
             k=heads.k,
             v=heads.v,
             beta=heads.beta,
-            decay=decay,
+            decay=torch.ones_like(heads.beta) if heads.log_decay is None else heads.log_decay.exp(),
+            rule=heads.rule,
+            state=heads.state,
             episode_starts=episode_starts,
-            fast_weights=fast_weights,
-            norms=torch.linalg.matrix_norm(fast_weights),
-            singular_values=torch.linalg.svdvals(fast_weights.masked_fill(broken[..., None], 0.0)).masked_fill(
-                broken, torch.nan
-            ),
-            key_overlap=torch.einsum("tbhk,sbhk->tbhs", heads.k, heads.k).masked_fill(other, 0.0),
-            surprise=surprise,
+            n_inner=n_inner,
+            recalled=recalled,
             reads=reads,
-            retrieval=retrieval.masked_fill(other, 0.0),
-            from_state=from_state.masked_fill((episode != 0)[:, :, None, None], 0.0),
         )
 
 
@@ -237,44 +347,21 @@ def _complete(
     return state, episode_starts
 
 
-def _run(heads: HeadInputs, row_decay: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What is read, the fast weights and the surprise, step by step through the operator itself.
+def _run(heads: HeadInputs, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
+    """S'_t^T k_t and S_t^T q_t, from one run of the operator: before each step, one that only reads with its key."""
 
-    `row_decay` is `[T, B, H, K]`, or `[T, B, H, 1]` where all rows of S fade alike.
-    """
-    state, reads, states, surprises = heads.state, [], [], []
-    for t in range(len(heads.q)):
-        now = slice(t, t + 1)
-        kept = state.masked_fill(episode_starts[t, :, None, None, None], 0.0) * row_decay[t, ..., None]
-        surprises.append((heads.v[t] - torch.einsum("bhkv,bhk->bhv", kept, heads.k[t])).norm(dim=-1))
-        read, state = fast_weight_scan(
-            heads.q[now],
-            heads.k[now],
-            heads.v[now],
-            heads.beta[now],
-            state,
-            episode_starts[now],
-            log_decay=None if heads.log_decay is None else heads.log_decay[now],
-            rule=heads.rule,
-        )
-        reads.append(read[0])
-        states.append(state)
-    return torch.stack(reads), torch.stack(states), torch.stack(surprises)
+    def alternate(before: Tensor, step: Tensor) -> Tensor:
+        return torch.stack([before, step], dim=1).flatten(0, 1)
 
-
-def _retrieval(heads: HeadInputs, row_decay: Tensor) -> tuple[Tensor, Tensor]:
-    """The weights of all values, and of the initial state, in all reads: every query is sent back through the steps.
-
-    As if there were no starts: the caller sets to zero what is beyond one.
-    S_t^T q = S'^T (q - a k) + a v with a = beta k . q, or S'^T q + a v for the additive rule; `row_decay` as in `_run`.
-    """
-    query = heads.q.clone()  # [T, B, H, K]
-    weights = query.new_zeros(*query.shape[:3], len(query))
-    for s in reversed(range(len(query))):
-        later = query[s:]
-        weight = heads.beta[s] * (heads.k[s] * later).sum(-1)
-        weights[s:, :, :, s] = weight
-        if heads.rule == "delta":
-            later = later - weight[..., None] * heads.k[s]
-        query[s:] = row_decay[s] * later
-    return weights, torch.einsum("tbhk,bhkv->tbhv", query, heads.state)
+    q, k, v, beta, log_decay, state, rule = heads
+    reads, _ = fast_weight_scan(
+        alternate(k, q),
+        alternate(k, k),
+        alternate(v, v),
+        alternate(torch.zeros_like(beta), beta),
+        state,
+        inner_starts(episode_starts, 2),
+        log_decay=None if log_decay is None else alternate(log_decay, torch.zeros_like(log_decay)),
+        rule=rule,
+    )
+    return reads[::2], reads[1::2]

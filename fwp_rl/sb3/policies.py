@@ -126,9 +126,13 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             "normalize_features": self.normalize_features,
         }
 
+    def encode(self, obs: PyTorchObs) -> Tensor:
+        """What memory and heads read of observations `[N, ...]`: `[N, D]`."""
+        return self.encoder(self.norm(self.extract_features(obs)))
+
     def _step(self, obs: PyTorchObs, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
         """What the heads read after one step, `[B, ...]`, and the new state."""
-        inputs = self.encoder(self.norm(self.extract_features(obs)))
+        inputs = self.encode(obs)
         outputs, state = self.memory.step(inputs, state, episode_starts)
         return torch.cat([inputs, outputs], dim=-1), state
 
@@ -168,7 +172,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         :param actions: `[L * B, ...]`, time-major.
         :return: Values `[L * B, 1]`, log-probabilities and entropies `[L * B]`.
         """
-        inputs = self.encoder(self.norm(self.extract_features(obs.observations)))
+        inputs = self.encode(obs.observations)
         outputs, _ = self.memory.scan(inputs.unflatten(0, obs.episode_starts.shape), obs.state, obs.episode_starts)
         latent_pi, latent_vf = self.mlp_extractor(torch.cat([inputs, outputs.flatten(0, 1)], dim=-1))
         distribution = self._get_action_dist_from_latent(latent_pi)

@@ -206,8 +206,8 @@ def test_what_cannot_be_inspected_says_why() -> None:
     inputs = torch.randn(T, B, D)
     with pytest.raises(TypeError, match="with a method head_inputs, got LSTMMemory; audit_gradients takes any memory"):
         inspect_memory(build_memory("lstm", D), inputs)
-    with pytest.raises(TypeError, match=r"memory is a stack: inspect one of its blocks"):
-        inspect_memory(build_memory("delta", D, n_blocks=2), inputs)
+    with pytest.raises(ValueError, match="block must be a number from 0 to 1, got 2"):
+        inspect_memory(build_memory("delta", D, n_blocks=2), inputs, block=2)
     with pytest.raises(ValueError, match=r"inputs must be \[T, B, 9\], at least one step, got \[12, 4, 8\]"):
         inspect_memory(delta, inputs[..., :8])
     with pytest.raises(ValueError, match=r"inputs must be \[T, B, 9\], at least one step, got \[0, 4, 9\]"):

@@ -1,0 +1,280 @@
+"""Episodes of an agent, with all that can be drawn or probed: what was seen and done, and what was in the memory.
+
+config, policy = load_run(directory)
+(recording,) = record(policy, config, seeds=[1_000_000])
+recording.fast_weights.contributions    # who wrote what was read
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from agents.config import TrainConfig
+from agents.episodes import EpisodeQueue
+from agents.errors import EnvironmentFaultError
+from agents.evaluation import check_spaces, make_episode_env
+from fwp_rl.inspection import Inspectable, MemoryTrace, inspect_memory, memory_blocks
+from fwp_rl.state import State, state_leaves
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.distributions import Distribution
+
+    from fwp_rl.sb3 import MemoryActorCriticPolicy
+
+MOST_STEPS = 2000
+"""Of all episodes of a recording together; the last one is cut off there."""
+
+_MINIGRID_ACTIONS = ("left", "right", "forward", "pick up", "drop", "toggle", "done")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastWeights:
+    """The fast weights of one block at every step of an episode of T steps; all arrays are float32.
+
+    H heads with matrices of K keys by V values. Where a memory makes several writes for each input (`n_inner` of the
+    trace), `beta` and `surprise` are those of the largest.
+    """
+
+    matrices: np.ndarray
+    """`[T, H, K, V]`: S_t, after the write of step t."""
+    written: np.ndarray
+    """`[T, H, K, V]`: what step t added, beta k (v - S'^T k)^T; what faded is not in it."""
+    beta: np.ndarray
+    """`[T, H]`: write strength."""
+    surprise: np.ndarray
+    """`[T, H]`: |v - S'^T k|, how far what the key recalled was from what was to be stored."""
+    norms: np.ndarray
+    """`[T, H]`: Frobenius norm of S_t."""
+    erased: np.ndarray
+    """`[T, H]`: the part of S_{t-1} that was taken away."""
+    contributions: np.ndarray
+    """`[T, H, T]`: the retrieval map, how much of the read of step t was written at step s, in units of the values
+    (`fwp_rl.inspection.MemoryTrace.contributions`); 0 for s > t."""
+
+    @property
+    def retrieval(self) -> np.ndarray:
+        """`[T, T]`: the contributions to the reads of all heads side by side."""
+        return np.sqrt((self.contributions**2).sum(1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """One episode of T steps, as it was played."""
+
+    seed: int
+    frames: tuple[np.ndarray, ...]
+    """T + 1 pictures uint8 `[y, x, 3]`: before each step, and the end."""
+    views: tuple[np.ndarray, ...] | None
+    """T + 1 pictures of what the agent sees, where the task can draw them."""
+    observations: np.ndarray | dict[str, np.ndarray]
+    """`[T, ...]`, as the agent got them."""
+    actions: np.ndarray
+    """`[T, ...]`, as the environment took them."""
+    action_texts: tuple[str, ...]
+    """The actions in words or numbers."""
+    action_probabilities: np.ndarray | None
+    """float32 `[T, A]`, of discrete actions; of several at once, one after the other."""
+    action_mean: np.ndarray | None
+    """float32 `[T, A]`, of continuous actions, before they are cut to their bounds."""
+    action_std: np.ndarray | None
+    """float32 `[T, A]`."""
+    values: np.ndarray
+    """float32 `[T]`: what the critic expects."""
+    rewards: np.ndarray
+    """float32 `[T]`."""
+    outcome: str
+    """"success", "failure", "time is up" or "over"; empty if the recording was cut off."""
+    states: tuple[np.ndarray, ...]
+    """Every leaf of the state of the whole memory, float32 `[T, ...]`, after each step; none for an agent without."""
+    fast_weights: FastWeights | None
+    """None for a memory in activations."""
+
+    @property
+    def changes(self) -> np.ndarray:
+        """float64 `[T]`: norm of the change of the whole state in each step; an episode starts from zeros."""
+        squares = np.zeros(len(self.actions))
+        for leaf in self.states:
+            change = np.diff(leaf.astype(np.float64), axis=0, prepend=np.zeros_like(leaf[:1]))
+            squares += (change.reshape(len(change), -1) ** 2).sum(1)
+        return np.sqrt(squares)
+
+
+def record(
+    policy: "MemoryActorCriticPolicy",
+    config: TrainConfig,
+    *,
+    seeds: Sequence[int],
+    deterministic: bool = True,
+    block: int = 0,
+) -> list[Recording]:
+    """Play one episode for each seed, and keep everything.
+
+    :param block: Of a stack of fast-weight memories, the one to look into.
+    :raises RunFileError: the agent does not belong to the task.
+    :raises EnvironmentFaultError: the task breaks, or draws no pictures.
+    """
+    ends: list[tuple[np.ndarray, np.ndarray | None]] = []
+    venv = make_episode_env(
+        config,
+        EpisodeQueue(seeds),
+        n_envs=1,
+        render_mode="rgb_array",
+        at_end=lambda env: ends.append((_frame(env), _view(env))),
+    )
+    try:
+        check_spaces(policy, venv)
+        policy.set_training_mode(False)
+        recordings: list[Recording] = []
+        n_steps = 0
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seeds[0])
+            observations = venv.reset()
+            while len(recordings) < len(seeds) and n_steps < MOST_STEPS:
+                tape = _Tape(venv.unwrapped.envs[0])  # type: ignore[attr-defined]  # one environment after the other
+                observations, outcome = tape.play(policy, venv, observations, deterministic, MOST_STEPS - n_steps)
+                if outcome:
+                    tape.pictures.append(ends[-1])
+                n_steps += len(tape.actions)
+                recordings.append(tape.recording(policy, seeds[len(recordings)], outcome, block))
+        return recordings
+    finally:
+        venv.close()
+
+
+class _Tape:
+    """An episode while it is played."""
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+        self.pictures: list[tuple[np.ndarray, np.ndarray | None]] = []
+        self.observations: list[Any] = []
+        self.actions: list[np.ndarray] = []
+        self.distributions: list[dict[str, np.ndarray]] = []
+        self.values: list[float] = []
+        self.rewards: list[float] = []
+        self.states: list[State] = []
+
+    def play(
+        self, policy: "MemoryActorCriticPolicy", venv: Any, observations: Any, deterministic: bool, most_steps: int
+    ) -> tuple[Any, str]:
+        """Until the episode is over; returns the first observations of the next one and how it ended."""
+        state = policy.initial_state(1)
+        starts = torch.ones(1, dtype=torch.bool, device=policy.device)
+        while len(self.actions) < most_steps:
+            self.pictures.append((_frame(self.env), _view(self.env)))
+            self.observations.append(observations)
+            tensors = policy.obs_to_tensor(observations)[0]
+            self.values.append(float(policy.predict_values(tensors, state, starts)))
+            distribution, state = policy.get_distribution(tensors, state, starts)
+            actions = policy.environment_actions(distribution.get_actions(deterministic=deterministic))
+            observations, rewards, dones, infos = venv.step(actions)
+            self.actions.append(actions[0])
+            self.distributions.append(_parameters(distribution))
+            self.rewards.append(float(rewards[0]))
+            self.states.append(state)
+            starts = torch.zeros_like(starts)
+            if dones[0]:
+                return observations, _outcome(infos[0])
+        self.pictures.append((_frame(self.env), _view(self.env)))
+        return observations, ""
+
+    def recording(self, policy: "MemoryActorCriticPolicy", seed: int, outcome: str, block: int) -> Recording:
+        frames, views = zip(*self.pictures, strict=True)
+        parameters = {name: np.stack([step[name] for step in self.distributions]) for name in self.distributions[0]}
+        leaves = zip(*(state_leaves(state) for state in self.states), strict=True)
+        return Recording(
+            seed=seed,
+            frames=frames,
+            views=None if views[0] is None else views,
+            observations=_stacked(self.observations),
+            actions=np.stack(self.actions),
+            action_texts=tuple(_action_text(self.env, action) for action in self.actions),
+            action_probabilities=parameters.get("probabilities"),
+            action_mean=parameters.get("mean"),
+            action_std=parameters.get("std"),
+            values=np.array(self.values, np.float32),
+            rewards=np.array(self.rewards, np.float32),
+            outcome=outcome,
+            states=tuple(torch.cat(leaf).cpu().numpy() for leaf in leaves),
+            fast_weights=_fast_weights(policy, self.observations, block),
+        )
+
+
+def _fast_weights(policy: "MemoryActorCriticPolicy", observations: list[Any], block: int) -> FastWeights | None:
+    """What the fast weights of the block did in an episode with these observations `[1, ...]`."""
+    if not all(isinstance(memory, Inspectable) for memory in memory_blocks(policy.memory)):
+        return None
+    inputs = torch.cat([policy.encode(policy.obs_to_tensor(x)[0]) for x in observations])
+    return folded(inspect_memory(policy.memory, inputs[:, None], block=block))
+
+
+def folded(trace: MemoryTrace) -> FastWeights:
+    """The first row of a trace, with one step for each input."""
+    added = trace.k[..., None] * trace.written[..., None, :]
+    n = trace.n_inner
+
+    def inputs(x: torch.Tensor) -> torch.Tensor:
+        return x[:, 0].unflatten(0, (-1, n))  # [T, n, H, ...]
+
+    def array(x: torch.Tensor) -> np.ndarray:
+        return x.float().cpu().numpy()
+
+    return FastWeights(
+        matrices=array(inputs(trace.fast_weights)[:, -1]),
+        written=array(inputs(added).sum(1)),
+        beta=array(inputs(trace.beta).amax(1)),
+        surprise=array(inputs(trace.surprise).amax(1)),
+        norms=array(inputs(trace.norms)[:, -1]),
+        erased=array(inputs(trace.erased).amax(1)),
+        contributions=array(trace.contributions[:, 0]),
+    )
+
+
+def _parameters(distribution: "Distribution") -> dict[str, np.ndarray]:
+    """Probabilities, or mean and standard deviation, of one action: `[A]`."""
+    inner = distribution.distribution
+    if isinstance(inner, list):  # of several discrete actions
+        tensors = {"probabilities": torch.cat([part.probs for part in inner], dim=-1)}
+    elif hasattr(inner, "probs"):
+        tensors = {"probabilities": inner.probs}
+    else:
+        tensors = {"mean": inner.mean, "std": inner.stddev}
+    return {name: tensor[0].cpu().numpy() for name, tensor in tensors.items()}
+
+
+def _stacked(observations: list[Any]) -> np.ndarray | dict[str, np.ndarray]:
+    """Observations `[1, ...]` as one array `[T, ...]`, or one for each key."""
+    if isinstance(observations[0], dict):
+        return {key: np.concatenate([step[key] for step in observations]) for key in observations[0]}
+    return np.concatenate(observations)
+
+
+def _frame(env: Any) -> np.ndarray:
+    frame = env.render()
+    if not isinstance(frame, np.ndarray) or frame.ndim != 3:
+        raise EnvironmentFaultError("the environment draws no pictures (render_mode 'rgb_array' gave none)")
+    return frame[..., :3].astype(np.uint8)
+
+
+def _view(env: Any) -> np.ndarray | None:
+    """The agent's own view, where the task can draw one (MiniGrid)."""
+    draw_view = getattr(env.unwrapped, "get_pov_render", None)
+    return None if draw_view is None else np.asarray(draw_view(tile_size=64), dtype=np.uint8)
+
+
+def _action_text(env: Any, action: Any) -> str:
+    array = np.asarray(action)
+    if array.ndim == 0 and hasattr(env.unwrapped, "get_pov_render") and int(array) < len(_MINIGRID_ACTIONS):
+        return _MINIGRID_ACTIONS[int(array)]
+    if array.dtype.kind == "f":
+        return ", ".join(f"{part:+.2f}" for part in array.reshape(-1)[:4])
+    return ", ".join(str(part) for part in array.reshape(-1)[:6])
+
+
+def _outcome(info: dict[str, Any]) -> str:
+    if "is_success" in info:
+        return "success" if info["is_success"] else "failure"
+    return "time is up" if info.get("TimeLimit.truncated") else "over"
