@@ -235,7 +235,7 @@ def folded(trace: MemoryTrace) -> FastWeights:
 
 def _parameters(distribution: "Distribution") -> dict[str, np.ndarray]:
     """Probabilities, or mean and standard deviation, of one action: `[A]`."""
-    inner = distribution.distribution
+    inner: Any = distribution.distribution
     if isinstance(inner, list):  # of several discrete actions
         tensors = {"probabilities": torch.cat([part.probs for part in inner], dim=-1)}
     elif hasattr(inner, "probs"):

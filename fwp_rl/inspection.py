@@ -125,7 +125,8 @@ class MemoryTrace:
     @cached_property
     def erased(self) -> Float[Tensor, "T B H"]:
         """The part of S_{t-1} that the step takes away, by decay and by the write: the norm of what it takes, divided
-        by the norm of S_{t-1}; 0 where that was empty. More than 1 is possible only with beta > 1."""
+        by the norm of S_{t-1}; 0 where that was empty. More than 1 is possible only with beta > 1.
+        """
         before = torch.cat([self.state[None], self.fast_weights[:-1]])
         before = before.masked_fill(self.episode_starts[..., None, None, None], 0.0)
         taken = before - before * self._row_decay[..., None]
@@ -236,7 +237,7 @@ def trace_heads(heads: HeadInputs, episode_starts: Bool[Tensor, "T B"], *, n_inn
     if heads.rule not in ("delta", "additive"):
         raise ValueError(f"rule must be 'delta' or 'additive' to have a retrieval map, got {heads.rule!r}")
     with torch.no_grad():
-        heads = heads._replace(**{name: x.detach() for name, x in heads._asdict().items() if isinstance(x, Tensor)})
+        heads = HeadInputs(*(x.detach() if isinstance(x, Tensor) else x for x in heads))  # type: ignore[arg-type]  # in order
         recalled, reads = _run(heads, episode_starts)
         return MemoryTrace(
             q=heads.q,
