@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 
 from agents.config import TrainConfig
 from agents.episodes import EpisodeQueue
@@ -75,6 +76,8 @@ class Recording:
     """`[T, ...]`, as the environment took them."""
     action_texts: tuple[str, ...]
     """The actions in words or numbers."""
+    action_names: tuple[str, ...] | None
+    """Of a single discrete action: all that there are, as in `action_texts`."""
     action_probabilities: np.ndarray | None
     """float32 `[T, A]`, of discrete actions; of several at once, one after the other."""
     action_mean: np.ndarray | None
@@ -192,6 +195,7 @@ class _Tape:
             observations=_stacked(self.observations),
             actions=np.stack(self.actions),
             action_texts=tuple(_action_text(self.env, action) for action in self.actions),
+            action_names=_action_names(self.env),
             action_probabilities=parameters.get("probabilities"),
             action_mean=parameters.get("mean"),
             action_std=parameters.get("std"),
@@ -272,6 +276,13 @@ def _action_text(env: Any, action: Any) -> str:
     if array.dtype.kind == "f":
         return ", ".join(f"{part:+.2f}" for part in array.reshape(-1)[:4])
     return ", ".join(str(part) for part in array.reshape(-1)[:6])
+
+
+def _action_names(env: Any) -> tuple[str, ...] | None:
+    space = env.action_space
+    if not isinstance(space, spaces.Discrete):
+        return None
+    return tuple(_action_text(env, action) for action in range(int(space.start), int(space.start + space.n)))
 
 
 def _outcome(info: dict[str, Any]) -> str:

@@ -1,0 +1,300 @@
+"""One picture of a recorded episode: environment, actions, memory, and what is read from it.
+
+    sheet = Sheet(recording, title, scales, overlay="memory")
+    sheet.picture(t)
+
+Every memory gets the same panels. Fast weights are drawn head by head, with what the step wrote below; activations
+with how they changed. Only fast weights have a retrieval map. Colours mean the same in all pictures of a recording.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from agents.drawing import (
+    ACCENT,
+    BAD,
+    FAINT,
+    GOOD,
+    INK,
+    LINE,
+    PAGE,
+    SECOND,
+    Color,
+    amount_colors,
+    blocks,
+    fit,
+    font,
+    signed_colors,
+)
+from agents.recording import Recording
+
+Overlay = Literal["memory", "none"]
+
+# Layout, in pixels.
+_MARGIN, _COLUMN_GAP, _GAP, _LABEL = 16, 24, 8, 20
+_TOP, _BODY, _CAPTION = 48, 444, 64
+_LEFT, _MIDDLE, _RIGHT = 280, 416, 224
+_CELLS = 240
+_STRIP, _STRIP_PITCH = 34, 58
+_BAR = 5
+_ROW = 18
+_THUMBNAIL = 104
+_MOST_ACTIONS = 8
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What is full colour or full height; one for all pictures, so that they can be compared over time."""
+
+    state: float
+    surprise: float
+    retrieval: float
+
+    @staticmethod
+    def of(recordings: Sequence[Recording]) -> "Scales":
+        """The largest of everything, at least a little."""
+        parts = [r.fast_weights for r in recordings if r.fast_weights is not None]
+        states = [array for part in parts for array in (part.matrices, part.written)] or [
+            leaf for r in recordings for leaf in r.states
+        ]
+        return Scales(
+            state=_largest(states), surprise=_largest(p.surprise for p in parts), retrieval=_largest(p.retrieval for p in parts)
+        )
+
+
+class Sheet:
+    """The pictures of one recording."""
+
+    def __init__(self, recording: Recording, title: str, scales: Scales, overlay: Overlay = "memory") -> None:
+        self.recording = recording
+        self.title = title
+        self.scales = scales
+        self.overlay = overlay
+        self.n_steps = len(recording.actions)
+        self.returns = np.concatenate([[0.0], np.cumsum(recording.rewards)])
+        self.changes = recording.changes
+        self.width = 2 * _MARGIN + _LEFT
+        if overlay == "memory":
+            self.width += _COLUMN_GAP + _MIDDLE + (_COLUMN_GAP + _RIGHT if recording.fast_weights else 0)
+        else:
+            self.width += _LEFT
+
+    def picture(self, t: int) -> Image.Image:
+        """The moment before action t, with the memory after it has read; t = T is the end."""
+        image = Image.new("RGB", (self.width, _TOP + _BODY + _CAPTION), PAGE)
+        page = _Page(image, min(t, self.n_steps - 1), ImageDraw.Draw(image))
+        page.text(_MARGIN, 14, self.title, size=17, fill=INK)
+        page.text(self.width - _MARGIN, 17, f"seed {self.recording.seed}", anchor="ra")
+        if self.overlay == "memory":
+            self._draw_environment(page, t, _LEFT, _BODY - self._draw_actions(page, t))
+            x = _MARGIN + _LEFT + _COLUMN_GAP
+            self._draw_cells(page, x, _TOP)
+            self._draw_strips(page, t, x, _TOP + _CELLS + 2 * _LABEL)
+            if self.recording.fast_weights is not None:
+                self._draw_retrieval(page, x + _MIDDLE + _COLUMN_GAP, _TOP)
+        else:
+            self._draw_environment(page, t, 2 * _LEFT, _BODY)
+        self._draw_caption(page, t)
+        return image
+
+    def _draw_environment(self, page: "_Page", t: int, width: int, height: int) -> None:
+        page.text(_MARGIN, _TOP, "environment")
+        views = self.recording.views
+        least = 0 if views is None else 140 + _GAP + _LABEL  # room for the view
+        frame = fit(self.recording.frames[t], width, height - _LABEL - least)
+        page.image.paste(frame, (_MARGIN, _TOP + _LABEL))
+        if views is None:
+            return
+        y = _TOP + _LABEL + frame.height + _GAP
+        side = min(width, _TOP + height - y - _LABEL)
+        page.text(_MARGIN, y, "what the agent sees")
+        page.image.paste(fit(views[t], side, side), (_MARGIN, y + _LABEL))
+
+    def _draw_actions(self, page: "_Page", t: int) -> int:
+        """Bars of probability at the foot of the left column; returns their height."""
+        recording = self.recording
+        if recording.action_names is None or recording.action_probabilities is None:
+            return 0
+        rows = list(enumerate(recording.action_names))[:_MOST_ACTIONS]
+        height = _LABEL + _ROW * len(rows)
+        y = _TOP + _BODY - height
+        page.text(_MARGIN, y, "probability of the actions")
+        for row, name in rows:
+            top = y + _LABEL + row * _ROW
+            probability = float(recording.action_probabilities[page.now, row]) if t < self.n_steps else 0.0
+            chosen = t < self.n_steps and name == recording.action_texts[t]
+            page.text(_MARGIN, top, name, fill=INK if chosen else FAINT)
+            page.bar(_MARGIN + 70, top + 3, _LEFT - 70 - 44, 9, probability, ACCENT if chosen else FAINT)
+            if t < self.n_steps:
+                page.text(_MARGIN + _LEFT, top, f"{probability:.2f}", anchor="ra", fill=INK if chosen else FAINT)
+        return height + _GAP
+
+    def _draw_cells(self, page: "_Page", x: int, y: int) -> None:
+        """Every matrix of the memory with its change below."""
+        weights = self.recording.fast_weights
+        pairs = self._pairs(page.now)
+        if not pairs:
+            page.text(x, y, "memory")
+            page.pen.rectangle((x, y + _LABEL, x + _MIDDLE, y + _LABEL + _CELLS), outline=LINE)
+            page.text(x + 14, y + _LABEL + 12, "this agent has no memory", size=13)
+            return
+        above, below = ("fast weights", "written in this step") if weights else ("activations", "change in this step")
+        page.text(x, y, f"{above}; below: {below}")
+        page.scale(x + _MIDDLE, y, self.scales.state)
+        y += _LABEL
+        bars = 2 * (_BAR + 2) + 2 if weights else 0
+        columns, width, height = _grid(pairs, bars)
+        for number, pair in enumerate(pairs):
+            left = x + number % columns * (width + _GAP)
+            top = y + number // columns * (2 * height + bars + 2 * _GAP)
+            for matrix in pair:
+                image = fit(signed_colors(matrix, self.scales.state), width - 2, height - 2)
+                page.framed(image, left, top)
+                top += image.height + 4
+            if weights:
+                page.bar(left, top, image.width + 2, _BAR, float(weights.beta[page.now, number]), ACCENT)
+                surprise = float(weights.surprise[page.now, number]) / self.scales.surprise
+                page.bar(left, top + _BAR + 2, image.width + 2, _BAR, surprise, SECOND)
+        if weights:
+            page.text(x, y + _CELLS, "bars: write strength", fill=ACCENT)
+            page.text(x + 126, y + _CELLS, "surprise", fill=SECOND)
+
+    def _pairs(self, now: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Matrices, and what the step did to each."""
+        weights = self.recording.fast_weights
+        if weights is not None:
+            parts = [(weights.matrices[now], weights.written[now])]
+        else:
+            parts = [(leaf[now], leaf[now] - (leaf[now - 1] if now else 0.0)) for leaf in self.recording.states]
+        return [pair for part, change in parts for pair in zip(blocks(part), blocks(change), strict=True)]
+
+    def _draw_strips(self, page: "_Page", t: int, x: int, y: int) -> None:
+        """Numbers over time, with the present one marked."""
+        weights = self.recording.fast_weights
+        if weights is not None:
+            strips = [("write strength", weights.beta.mean(1), ACCENT), ("surprise", weights.surprise.mean(1), SECOND)]
+        else:
+            strips = [("change of the memory", self.changes, ACCENT)]
+        for number, (name, values, color) in enumerate([*strips, ("value", self.recording.values, INK)]):
+            top = y + number * _STRIP_PITCH
+            page.text(x, top, name + (", mean of the heads" if weights is not None and name != "value" else ""))
+            if t < self.n_steps:
+                page.text(x + _MIDDLE, top, f"{values[page.now]:.2f}", anchor="ra", fill=color)
+            self._draw_strip(page, values, color, x, top + _LABEL)
+
+    def _draw_strip(self, page: "_Page", values: np.ndarray, color: Color, x: int, y: int) -> None:
+        high, low = max(float(values.max()), 0.0), min(float(values.min()), 0.0)
+        unit = (_STRIP - 2) / ((high - low) or 1.0)
+        zero = y + round(high * unit)
+        pitch = _MIDDLE / max(len(values), 12)
+        for step, value in enumerate(values):
+            left = x + round(step * pitch)
+            right = max(left, x + round((step + 1) * pitch) - (2 if pitch >= 5 else 1))
+            top, bottom = sorted((zero, zero - round(float(value) * unit)))
+            page.pen.rectangle(
+                (left, top, right, bottom), fill=color if step == page.now else FAINT if step < page.now else LINE
+            )
+        page.pen.line((x, zero, x + _MIDDLE, zero), fill=LINE)
+
+    def _draw_retrieval(self, page: "_Page", x: int, y: int) -> None:
+        """The retrieval map so far, and what was seen when most of the present read was written."""
+        weights = self.recording.fast_weights
+        assert weights is not None
+        retrieval = weights.retrieval.copy()
+        row = retrieval[page.now].copy()
+        retrieval[page.now + 1 :] = 0.0
+        page.text(x, y, "retrieval map")
+        image = fit(amount_colors(retrieval, self.scales.retrieval), _RIGHT - 2, _RIGHT - 2)
+        page.framed(image, x, y + _LABEL)
+        pitch = image.height / len(retrieval)
+        top = y + _LABEL + 1 + round(page.now * pitch)
+        page.pen.rectangle((x - 1, top - 1, x + image.width + 2, top + max(round(pitch), 1)), outline=INK)
+        page.text(x, y + _LABEL + image.height + 4, "row: step that reads, column: that wrote")
+        y += _LABEL + _RIGHT + 24
+        past = row[: page.now]
+        if not past.any():
+            return
+        page.text(x, y, f"what step {page.now} reads was mostly written at")
+        pictures = self.recording.views or self.recording.frames
+        for slot, step in enumerate(np.argsort(past)[::-1][:2].tolist()):
+            left, top = x + slot * (_THUMBNAIL + 16), y + _LABEL
+            picture = fit(pictures[step], _THUMBNAIL, _THUMBNAIL)
+            page.framed(picture, left, top)
+            page.text(left, top + picture.height + 6, f"step {step}", fill=INK)
+            page.bar(left, top + picture.height + 24, _THUMBNAIL, _BAR, float(past[step] / row.max()), BAD)
+
+    def _draw_caption(self, page: "_Page", t: int) -> None:
+        recording = self.recording
+        x, y, width = _MARGIN, _TOP + _BODY + _CAPTION - 44, self.width - 2 * _MARGIN
+        page.pen.line((x, y - 8, x + width, y - 8), fill=LINE)
+        playing = t < self.n_steps
+        facts = [
+            (0, "step", str(t)),
+            (80, "action", recording.action_texts[t] if playing else ""),
+            (300, "return", f"{self.returns[t]:.2f}"),
+            (380, "value", f"{recording.values[t]:+.2f}" if playing else ""),
+        ]
+        for slot, name, value in facts:
+            if value:
+                page.text(x + slot, y, name)
+                page.text(x + slot, y + 15, value, size=17, fill=INK)
+        if not playing and recording.outcome:
+            color = {"success": GOOD, "failure": BAD}.get(recording.outcome, INK)
+            page.text(x + width, y + 8, recording.outcome, size=22, fill=color, anchor="ra")
+
+
+@dataclass(frozen=True)
+class _Page:
+    """A picture that is being drawn, of the step `now`."""
+
+    image: Image.Image
+    now: int
+    pen: ImageDraw.ImageDraw
+
+    def text(self, x: int, y: int, text: str, *, size: int = 12, fill: Color = FAINT, anchor: str = "la") -> None:
+        self.pen.text((x, y), text, font=font(size), fill=fill, anchor=anchor)
+
+    def framed(self, image: Image.Image, x: int, y: int) -> None:
+        self.pen.rectangle((x, y, x + image.width + 1, y + image.height + 1), outline=LINE)
+        self.image.paste(image, (x + 1, y + 1))
+
+    def bar(self, x: int, y: int, width: int, height: int, part: float, color: Color) -> None:
+        """A bar that is full at 1."""
+        self.pen.rectangle((x, y, x + width - 1, y + height - 1), fill=LINE)
+        length = round(width * min(max(part, 0.0), 1.0))
+        if length:
+            self.pen.rectangle((x, y, x + length - 1, y + height - 1), fill=color)
+
+    def scale(self, right: int, y: int, scale: float) -> None:
+        """The colours of signed numbers, up to the right edge."""
+        ramp = signed_colors(np.linspace(-scale, scale, 64)[None].repeat(10, axis=0), scale)
+        self.text(right, y, f"{scale:+.2g}", anchor="ra")
+        self.framed(Image.fromarray(ramp), right - 102, y + 2)
+        self.text(right - 108, y, f"{-scale:.2g}", anchor="ra")
+
+
+def _grid(pairs: Sequence[tuple[np.ndarray, np.ndarray]], bars: int) -> tuple[int, int, int]:
+    """The number of columns that lets the matrices be largest, and their width and height."""
+    ratio = float(np.mean([matrix.shape[1] / matrix.shape[0] for matrix, _ in pairs]))
+
+    def sizes(columns: int) -> tuple[int, int]:
+        rows = -(-len(pairs) // columns)
+        width = (_MIDDLE - _GAP * (columns - 1)) // columns
+        return width, ((_CELLS - 2 * _GAP * (rows - 1)) // rows - bars - _GAP) // 2
+
+    columns = max(range(1, len(pairs) + 1), key=lambda n: min(sizes(n)[0] / ratio, sizes(n)[1]))
+    width, height = sizes(columns)
+    # as large as the sharp squares will be
+    factor = min(width / max(m.shape[1] for m, _ in pairs), height / max(m.shape[0] for m, _ in pairs))
+    if factor >= 1:
+        width = int(factor) * max(m.shape[1] for m, _ in pairs) + 2
+        height = int(factor) * max(m.shape[0] for m, _ in pairs) + 2
+    return columns, width, height
+
+
+def _largest(arrays: Iterable[np.ndarray]) -> float:
+    return max((float(np.abs(array).max()) for array in arrays if array.size), default=0.0) or 1.0
