@@ -46,7 +46,7 @@ class Evaluate:
 
 @dataclass(frozen=True, kw_only=True)
 class Render:
-    """A moving picture of an episode: the environment, the agent's view, and its memory being written."""
+    """A moving picture of an episode: the environment, the agent's view, its actions, and its memory at work."""
 
     run: tyro.conf.Positional[Path]
     """Directory of a run."""
@@ -58,6 +58,10 @@ class Render:
     """Seed of the first episode."""
     stochastic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Sample actions instead of taking the most probable one."""
+    overlay: Literal["memory", "none"] = "memory"
+    """Draw what the memory holds, writes and reads beside the environment, or the environment alone."""
+    block: int = 0
+    """Of several fast-weight memories on top of one another, the one to draw, counted from the inputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +195,8 @@ def _render(command: Render) -> None:
         episodes=command.episodes,
         seed=command.seed,
         deterministic=not command.stochastic,
+        overlay=command.overlay,
+        block=command.block,
     )
     if note:
         print(note, file=sys.stderr)

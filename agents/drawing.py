@@ -1,7 +1,7 @@
 """What the pictures of agents are drawn with: one set of colours, fonts, and matrices as sharp squares.
 
-A diverging map, white at zero, shows signed numbers; a sequential one shows amounts. Both take few levels, so that a GIF
-of 256 colours has room for the environment.
+A diverging map, white at zero, shows signed numbers; a sequential one shows amounts. Both take few levels, so that a
+GIF of 256 colours has room for the environment.
 """
 
 import functools

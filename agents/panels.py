@@ -62,7 +62,9 @@ class Scales:
             leaf for r in recordings for leaf in r.states
         ]
         return Scales(
-            state=_largest(states), surprise=_largest(p.surprise for p in parts), retrieval=_largest(p.retrieval for p in parts)
+            state=_largest(states),
+            surprise=_largest(p.surprise for p in parts),
+            retrieval=_largest(p.retrieval for p in parts),
         )
 
 

@@ -1,6 +1,6 @@
 """An episode as a moving picture: the environment, what the agent sees of it, and its memory at work.
 
-    render_run(Path("runs/..."), Path("episode.gif"))
+render_run(Path("runs/..."), Path("episode.gif"))
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,64 +1,100 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from agents import rendering
+from agents import drawing, rendering
+from agents.animation import write_animation
 from agents.errors import UsageError
-from agents.rendering import Moment, draw, record, render_run, write_animation
+from agents.recording import FastWeights, Recording
+from agents.rendering import draw, render_run
 
 
-def moments(shapes: list[tuple[int, ...]], n: int = 5) -> list[Moment]:
+def fast_weights(n: int, heads: int, keys: int, values: int) -> FastWeights:
     rng = np.random.default_rng(0)
-    return [
-        Moment(
-            episode=0,
-            seed=1,
-            step=step,
-            frame=np.full((40, 60, 3), 90, np.uint8),
-            view=np.full((12, 12, 3), 30, np.uint8) if step % 2 else None,
-            leaves=tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes),
-            action="left",
-            total=0.0,
-            value=0.5,
-            outcome="",
-        )
-        for step in range(n)
-    ]
+    matrices = rng.normal(size=(n, heads, keys, values)).astype(np.float32)
+    beta = rng.uniform(size=(n, heads)).astype(np.float32)
+    return FastWeights(
+        matrices=matrices,
+        written=0.1 * matrices,
+        beta=beta,
+        surprise=beta,
+        norms=beta,
+        erased=beta,
+        contributions=np.tril(np.ones((n, heads, n), np.float32).swapaxes(1, 0)).swapaxes(1, 0),
+    )
+
+
+def recording(shapes: list[tuple[int, ...]], n: int = 4, weights: FastWeights | None = None) -> Recording:
+    rng = np.random.default_rng(0)
+    return Recording(
+        seed=1,
+        frames=tuple(np.full((40, 60, 3), step % 200, np.uint8) for step in range(n + 1)),
+        views=tuple(np.full((12, 12, 3), 30, np.uint8) for _ in range(n + 1)) if n % 2 else None,
+        observations=np.zeros((n, 2)),
+        actions=np.zeros(n, np.int64),
+        action_texts=("left",) * n,
+        action_names=("left", "right"),
+        action_probabilities=np.full((n, 2), 0.5, np.float32),
+        action_mean=None,
+        action_std=None,
+        values=np.linspace(-1, 1, n, dtype=np.float32),
+        rewards=np.zeros(n, np.float32),
+        outcome="success",
+        states=tuple(rng.normal(size=(n, *shape)).astype(np.float32) for shape in shapes),
+        fast_weights=weights,
+    )
 
 
 @pytest.mark.parametrize(
     "shapes", [[(4, 32, 32)], [(128,), (128,)], [(7,)], [(3, 5, 9), (127,)], [(2, 3, 4, 5)], [], [(0,)]]
 )
 def test_every_kind_of_state_can_be_drawn(shapes: list[tuple[int, ...]]) -> None:
-    pictures = list(draw(moments(shapes), "a title"))
+    """Catches a state that no layout fits."""
+    pictures = list(draw([recording(shapes)], "a title"))
     assert len(pictures) == 5
     assert len({picture.size for picture in pictures}) == 1
 
 
+@pytest.mark.parametrize("sizes", [(4, 32, 32), (12, 32, 32), (1, 256, 16), (16, 32, 64), (1, 5, 200)])
+def test_fast_weights_of_every_size_fit_on_the_page(sizes: tuple[int, int, int]) -> None:
+    """Catches matrices that are drawn over what stands below or beside them."""
+    pictures = list(draw([recording([], 3, fast_weights(3, *sizes))], "a title"))
+    assert len(pictures) == 4
+    plain = list(draw([recording([(1,)], 3)], "a title"))
+    assert pictures[0].width > plain[0].width  # it has a retrieval map
+    assert pictures[0].height == plain[0].height
+
+
+def test_without_overlay_no_memory_is_drawn() -> None:
+    """Catches an option that is not obeyed: the pictures of two memories are the same."""
+    one, other = ([*draw([recording(shapes)], "title", "none")] for shapes in ([(4, 32, 32)], [(7,)]))
+    assert [picture.tobytes() for picture in one] == [picture.tobytes() for picture in other]
+
+
 def test_zero_is_white_and_the_scale_is_symmetric() -> None:
-    colors = rendering._colorize(np.array([[-2.0, 0.0, 2.0]]), 2.0)[0]
+    colors = drawing.signed_colors(np.array([[-2.0, 0.0, 2.0]]), 2.0)[0]
     assert colors[1].tolist() == [255, 255, 255]
     assert colors[0, 2] > colors[0, 0]  # negative: blue
     assert colors[2, 0] > colors[2, 2]  # positive: red
+    assert drawing.amount_colors(np.zeros(1), 2.0)[0].tolist() == [255, 255, 255]
 
 
-def test_change_is_measured_from_an_empty_memory_at_each_start() -> None:
-    one = np.ones(4, np.float32)
-    first, *_ = moments([(4,)], 1)
-    tape = [(0, one), (0, 2 * one), (0, 2 * one), (1, 2 * one)]
-    made = [rendering.replace(first, episode=episode, leaves=(leaf,)) for episode, leaf in tape]
-    assert rendering._changes(made).tolist() == [2.0, 2.0, 0.0, 4.0]
+def test_change_is_measured_from_an_empty_memory() -> None:
+    leaf = np.array([[1.0] * 4, [2.0] * 4, [2.0] * 4], np.float32)
+    made = dataclasses.replace(recording([], 3), states=(leaf,))
+    assert made.changes.tolist() == [2.0, 2.0, 0.0]
 
 
 def test_a_long_recording_is_thinned_out() -> None:
-    assert len(list(draw(moments([(3,)], 500), "long"))) == 240
+    assert len(list(draw([recording([(3,)], 500)], "long", "none"))) == 240
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".png"])
 def test_animation_holds_one_picture_for_each_moment(tmp_path: Path, suffix: str) -> None:
-    pictures = list(draw(moments([(2, 3, 4)], 6), "title"))
+    pictures = list(draw([recording([(2, 3, 4)], 5)], "title"))
     path = tmp_path / f"päth{suffix}"
     write_animation(path, pictures)
     with Image.open(path) as image:
@@ -73,21 +109,10 @@ def test_a_run_is_rendered_from_start_to_end(run_directory: Path, tmp_path: Path
         assert image.n_frames == 2 * (8 + 1)  # type: ignore[attr-defined]  # 8 steps and the end, twice
 
 
-def test_recording_shows_the_end_of_an_episode_before_it_starts_anew(run_directory: Path) -> None:
-    from agents.evaluation import load_run
-
-    config, policy = load_run(run_directory)
-    tape = record(policy, config, seeds=[1_000_000, 1_000_001])
-    assert [moment.step for moment in tape] == [*range(9), *range(9)]
-    assert [bool(moment.outcome) for moment in tape] == ([False] * 8 + [True]) * 2
-    assert [moment.seed for moment in tape[::9]] == [1_000_000, 1_000_001]
-    assert (tape[8].frame != tape[7].frame).any()
-
-
 def test_mp4_falls_back_to_gif_with_a_note(
     run_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rendering, "_can_encode_mp4", lambda: False)
+    monkeypatch.setattr(rendering, "can_encode_mp4", lambda: False)
     path, note = render_run(run_directory, tmp_path / "episode.mp4")
     assert path == tmp_path / "episode.gif"
     assert path.is_file()
@@ -95,6 +120,8 @@ def test_mp4_falls_back_to_gif_with_a_note(
     assert "video" in note
 
 
-def test_other_formats_are_refused(run_directory: Path) -> None:
+def test_what_cannot_be_drawn_is_refused(run_directory: Path) -> None:
     with pytest.raises(UsageError, match=r"must end in one of \.gif"):
         render_run(run_directory, Path("episode.avi"))
+    with pytest.raises(UsageError, match="block=1: the agent has 1, counted from 0"):
+        render_run(run_directory, block=1)
