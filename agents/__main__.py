@@ -21,6 +21,7 @@ examples:
   python -m agents evaluate runs/fwp-MiniGrid-TMaze-v0/delta/seed_0 --episodes 500
   python -m agents render runs/fwp-MiniGrid-TMaze-v0/delta/seed_0 --out episode.gif
   python -m agents evaluate runs/fwp-TMaze-v0/lstm/seed_0 --env-options length=100
+  python -m agents probe runs/fwp-MiniGrid-TMaze-v0/delta/seed_0
   python -m agents compare --env-id fwp/TMaze-v0 suite:rewriting --memory delta lstm none --seeds 5
   python -m agents demo
 
@@ -62,6 +63,27 @@ class Render:
     """Draw what the memory holds, writes and reads beside the environment, or the environment alone."""
     block: int = 0
     """Of several fast-weight memories on top of one another, the one to draw, counted from the inputs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What the memory is needed for: change it in the middle of unseen episodes, and see whether the agent succeeds."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of a run."""
+    operations: tuple[Literal["erase", "freeze", "transplant", "delete"], ...] | None = None
+    """What is done to the memory: erase it, let nothing that is written stay, exchange it for that of another episode,
+    delete what lies under the key written last. None: all that this memory has."""
+    steps: tuple[int, ...] | None = None
+    """Steps before which it is done. None: up to 12, from the first to the last of a typical episode."""
+    episodes: int = 200
+    """Episodes for each; number i has the seed 1000000 + i."""
+    stochastic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Sample actions instead of taking the most probable one."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object instead of the table."""
+    out: Path | None = None
+    """Picture to write: .png, .pdf or .svg. None: probe.png in the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,13 +142,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Do what the command line says (`sys.argv` if None)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = parse(
-        Evaluate | Render | Compare | List | Doctor | Demo, arguments, prog="python -m agents", description=DESCRIPTION
+        Evaluate | Render | Probe | Compare | List | Doctor | Demo,
+        arguments,
+        prog="python -m agents",
+        description=DESCRIPTION,
     )
     match command:
         case Evaluate():
             _evaluate(command)
         case Render():
             _render(command)
+        case Probe():
+            _probe(command)
         case Compare():
             from agents.comparison import compare
 
@@ -201,6 +228,31 @@ def _render(command: Render) -> None:
     if note:
         print(note, file=sys.stderr)
     print(path)
+
+
+def _probe(command: Probe) -> None:
+    from agents.probe import draw, probe_json, probe_run, report
+    from agents.runs import RunPaths
+
+    out = command.out or RunPaths(command.run).directory / "probe.png"
+    if out.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise UsageError(f"cannot write {out.name!r}: the name must end in .png, .pdf or .svg")
+    result = probe_run(
+        command.run,
+        operations=command.operations,
+        steps=command.steps,
+        episodes=command.episodes,
+        deterministic=not command.stochastic,
+    )
+    if command.json:
+        print(json.dumps({"run": str(command.run), **probe_json(result)}, allow_nan=False))
+    else:
+        print(report(result))
+    try:
+        draw(result, out)
+    except OSError as error:
+        raise UsageError(f"cannot write {out}: {error.strerror or error}") from None
+    print(out, file=sys.stderr if command.json else sys.stdout)
 
 
 if __name__ == "__main__":

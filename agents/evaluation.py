@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import gymnasium
 import numpy as np
@@ -55,8 +55,20 @@ class Summary:
     length_mean: float
 
 
+class Player(Protocol):
+    """What is needed of an agent to let it play; a `MemoryActorCriticPolicy` is one."""
+
+    observation_space: gymnasium.Space[Any]
+    action_space: gymnasium.Space[Any]
+
+    def predict(
+        self, observation: Any, state: Any, episode_start: np.ndarray, deterministic: bool
+    ) -> tuple[np.ndarray, Any]:
+        """Actions, and the state to pass to the next call; see `MemoryActorCriticPolicy.predict`."""
+
+
 def evaluate_policy_on(
-    policy: "MemoryActorCriticPolicy",
+    policy: Player,
     config: TrainConfig,
     *,
     episodes: int = 200,
@@ -177,7 +189,7 @@ def make_episode_env(
     return vectorize([make] * n_envs, config.previous_action, config.previous_reward)
 
 
-def check_spaces(policy: "MemoryActorCriticPolicy", venv: "VecEnv") -> None:
+def check_spaces(policy: Player, venv: "VecEnv") -> None:
     """RunFileError if the agent was trained on other spaces than those of the task."""
     for name in ("observation_space", "action_space"):
         agent, task = getattr(policy, name), getattr(venv, name)
@@ -185,9 +197,7 @@ def check_spaces(policy: "MemoryActorCriticPolicy", venv: "VecEnv") -> None:
             raise RunFileError(f"the model has {name} {agent}, the task has {task}: they do not belong together")
 
 
-def _play(
-    policy: "MemoryActorCriticPolicy", venv: "VecEnv", seeds: Sequence[int], deterministic: bool
-) -> list[Episode]:
+def _play(policy: Player, venv: "VecEnv", seeds: Sequence[int], deterministic: bool) -> list[Episode]:
     rows: dict[int, Episode] = {}
     returns, lengths = np.zeros(venv.num_envs), np.zeros(venv.num_envs, dtype=int)
     observations: Any = venv.reset()
