@@ -17,7 +17,8 @@ from agents.config import TrainConfig
 from agents.episodes import EpisodeQueue
 from agents.errors import EnvironmentFaultError
 from agents.evaluation import check_spaces, make_episode_env
-from fwp_rl.inspection import Inspectable, MemoryTrace, inspect_memory, memory_blocks
+from fwp_rl.inspection import Inspectable, MemoryTrace, inspect_memory, memory_blocks, read_out
+from fwp_rl.layers import FastWeightBlock
 from fwp_rl.state import State, state_leaves
 
 if TYPE_CHECKING:
@@ -55,10 +56,9 @@ class FastWeights:
     """`[T, H, T]`: the retrieval map, how much of the read of step t was written at step s, in units of the values
     (`fwp_rl.inspection.MemoryTrace.contributions`); 0 for s > t."""
 
-    @property
-    def retrieval(self) -> np.ndarray:
-        """`[T, T]`: the contributions to the reads of all heads side by side."""
-        return np.sqrt((self.contributions**2).sum(1))
+    retrieval: np.ndarray
+    """`[T, T]`: the same of all heads. Where they are those of a `FastWeightBlock`, of what the block gets from
+    them (`fwp_rl.inspection.read_out`); else of their reads side by side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,16 +209,24 @@ class _Tape:
 
 def _fast_weights(policy: "MemoryActorCriticPolicy", observations: list[Any], block: int) -> FastWeights | None:
     """What the fast weights of the block did in an episode with these observations `[1, ...]`."""
-    if not all(isinstance(memory, Inspectable) for memory in memory_blocks(policy.memory)):
+    blocks = memory_blocks(policy.memory)
+    has_state = any(True for _ in state_leaves(blocks[block].initial_state(1)))
+    if not (isinstance(blocks[block], Inspectable) and has_state):
         return None
     inputs = torch.cat([policy.encode(policy.obs_to_tensor(x)[0]) for x in observations])
-    return folded(inspect_memory(policy.memory, inputs[:, None], block=block))
+    trace = inspect_memory(policy.memory, inputs[:, None], block=block)
+    return folded(trace, getattr(blocks[block], "block", None))
 
 
-def folded(trace: MemoryTrace) -> FastWeights:
-    """The first row of a trace, with one step for each input."""
+def folded(trace: MemoryTrace, layers: object = None) -> FastWeights:
+    """The first row of a trace, with one step for each input; `layers` are those around the heads."""
     added = trace.k[..., None] * trace.written[..., None, :]
     n = trace.n_inner
+
+    if isinstance(layers, FastWeightBlock):
+        retrieval = read_out(layers, trace)
+    else:
+        retrieval = trace.contributions.square().sum(2).sqrt()
 
     def inputs(x: torch.Tensor) -> torch.Tensor:
         return x[:, 0].unflatten(0, (-1, n))  # [T, n, H, ...]
@@ -234,6 +242,7 @@ def folded(trace: MemoryTrace) -> FastWeights:
         norms=array(inputs(trace.norms)[:, -1]),
         erased=array(inputs(trace.erased).amax(1)),
         contributions=array(trace.contributions[:, 0]),
+        retrieval=array(retrieval[:, 0]),
     )
 
 

@@ -23,9 +23,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fwp_rl.layers import HeadInputs, inner_starts
+from fwp_rl.layers import FastWeightBlock, HeadInputs, inner_starts
 from fwp_rl.memory import Memory
 from fwp_rl.ops import fast_weight_scan
+from fwp_rl.ops.fast_weight_heads import READ_EPSILON
 from fwp_rl.ops.fast_weight_scan import Rule
 from fwp_rl.stack import MemoryStack
 from fwp_rl.state import State, map_state
@@ -230,6 +231,24 @@ def memory_blocks(memory: Memory) -> list[Memory]:
     if isinstance(memory, MemoryStack):
         return [block for block in memory.blocks if isinstance(block, Memory)]
     return [memory]
+
+
+def read_out(block: FastWeightBlock, trace: MemoryTrace) -> Float[Tensor, "T B T"]:
+    """How much of what this block gets from its fast weights at step t was written at step s.
+
+    The norm of sum_h R_h retrieval[t, b, h, s] v[s, b, h] / rms(y_h), where R_h are the columns of the readout for head
+    h, and y_h is what the head puts out. Unlike `MemoryTrace.contributions` it does not count what a head reads and the
+    block ignores. The share of the present value that goes past the fast weights is not in it.
+
+    :param block: The one that the trace is of.
+    """
+    with torch.no_grad():
+        outputs = trace.reads + block.skip[:, None] * trace.v
+        weights = (outputs.square().mean(-1) + READ_EPSILON).rsqrt()[..., None] * trace.retrieval
+        columns = block.readout.weight.unflatten(1, trace.v.shape[2:])
+        given = torch.einsum("whv,sbhv->bshw", columns, trace.v)
+        gram = torch.einsum("bshw,bsgw->bshg", given, given)
+        return torch.einsum("tbhs,tbgs,bshg->tbs", weights, weights, gram).clamp(min=0).sqrt()
 
 
 def trace_heads(heads: HeadInputs, episode_starts: Bool[Tensor, "T B"], *, n_inner: int = 1) -> MemoryTrace:

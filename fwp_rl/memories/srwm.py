@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fwp_rl.layers import ResidualBlock, normalised_reads, require_positive_sizes
+from fwp_rl.layers import HeadInputs, ResidualBlock, normalised_reads, require_positive_sizes
 from fwp_rl.memory import Memory, MemoryConfig
 from fwp_rl.ops import self_referential_scan
 from fwp_rl.registry import register
@@ -88,3 +89,54 @@ class SRWM(Memory):
             return normalised_reads(y), difference
 
         return self.block(inputs, heads)
+
+    def head_inputs(
+        self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
+    ) -> HeadInputs:
+        """See `fwp_rl.inspection.Inspectable`: D as four matrices for each head, those that make y, k, q and b.
+
+            v = W_{t-1}^T softmax(q) - W_0^T softmax(k)
+
+        under the key softmax(k), each with its own rate as the write strength. Two steps for each input: one that
+        reads, one that writes. So the reads of D are exact sums of values; W_0 adds the same function of x to all.
+        Narrower matrices have columns of zeros on their right.
+        """
+        c = self.config
+        if not c.self_modifying:
+            raise ValueError("self_modifying=False: nothing is written, so there is nothing to look into")
+        x = self.block.encode(inputs).unflatten(-1, (c.n_heads, -1)).softmax(-1)
+        key_size = x.shape[-1]
+        sizes = [c.value_size, key_size, key_size, 4]
+
+        def blocks(columns: Tensor) -> Tensor:  # [..., H, M] -> [..., 4 H, V]
+            parts = [F.pad(part, (0, max(sizes) - part.shape[-1])) for part in columns.split(sizes, dim=-1)]
+            return torch.stack(parts, dim=-2).flatten(-3, -2)
+
+        def read(matrix: Tensor, key: Tensor) -> Tensor:
+            return torch.einsum("...hkm,...hk->...hm", matrix, key)
+
+        before, keys, values, rates = state, [], [], []
+        for t, starts in enumerate(episode_starts):
+            difference = before.masked_fill(starts[:, None, None, None], 0)
+            _, k, q, b = read(self.initial_matrix + difference, x[t]).split(sizes, dim=-1)
+            k, q = k.softmax(-1), q.softmax(-1)
+            keys.append(k)
+            values.append(blocks(read(self.initial_matrix + difference, q) - read(self.initial_matrix, k)))
+            rates.append(torch.sigmoid(b).flatten(-2))
+            _, before = self_referential_scan(x[t, None], self.initial_matrix, before, episode_starts[t, None])
+        q, k = (each.repeat_interleave(4, dim=2) for each in (x, torch.stack(keys)))
+        v, beta = torch.stack(values), torch.stack(rates)
+        matrices = blocks(state.transpose(1, 2)).transpose(1, 2)
+
+        def alternate(of_read: Tensor, of_write: Tensor) -> Tensor:
+            return torch.stack([of_read, of_write], dim=1).flatten(0, 1)
+
+        return HeadInputs(
+            q=alternate(q, torch.zeros_like(q)),
+            k=alternate(torch.zeros_like(k), k),
+            v=alternate(torch.zeros_like(v), v),
+            beta=alternate(torch.zeros_like(beta), beta),
+            log_decay=None,
+            state=matrices,
+            rule="delta",
+        )

@@ -23,6 +23,7 @@ def fast_weights(n: int, heads: int, keys: int, values: int) -> FastWeights:
         surprise=beta,
         norms=beta,
         erased=beta,
+        retrieval=np.tril(np.ones((n, n), np.float32)),
         contributions=np.tril(np.ones((n, heads, n), np.float32).swapaxes(1, 0)).swapaxes(1, 0),
     )
 

@@ -11,17 +11,20 @@ from torch import Tensor
 from fwp_rl import (
     AdditiveConfig,
     DeltaConfig,
+    FastWeightMemoryConfig,
     GatedDeltaConfig,
     LSTMConfig,
+    SRWMConfig,
     audit_gradients,
     build_memory,
     inspect_memory,
 )
-from fwp_rl.inspection import Inspectable, MemoryTrace, gradient_audit, trace_heads
-from fwp_rl.layers import FastWeightBlock, HeadInputs
+from fwp_rl.inspection import Inspectable, MemoryTrace, gradient_audit, read_out, trace_heads
+from fwp_rl.layers import FastWeightBlock, HeadInputs, normalised_reads
 from fwp_rl.memory import Memory, MemoryConfig
 from fwp_rl.ops import unit
 from fwp_rl.ops.fast_weight_heads import READ_EPSILON
+from fwp_rl.ops.recurrent_scan import NORM_EPSILON
 from fwp_rl.registry import memory_configs
 from fwp_rl.state import State, map_state, state_leaves
 
@@ -93,6 +96,22 @@ def test_retrieval_map_gives_the_reads(name: str) -> None:
     assert trace.from_state[:, 3].abs().max() > 1e-3  # else the initial state was not tested
 
 
+@pytest.mark.parametrize("name", ["additive", "delta", "gated_delta"])
+def test_what_is_read_out_adds_up_to_what_the_block_gets(name: str) -> None:
+    """Catches another norm, heads that are added without their columns, transposed columns."""
+    memory, inputs, _, _ = traced(CONFIGS[name])
+    block: Any = memory.block
+    trace = inspect_memory(memory, inputs[:, :1])
+    present = block.skip[:, None] * trace.v
+    scale = (trace.reads + present).square().mean(-1).add(READ_EPSILON).rsqrt()[..., None]
+    given = torch.einsum("tbhs,sbhv->tbshv", trace.retrieval, trace.v)
+    parts = block.readout((scale[:, :, None] * given).flatten(-2))  # [T, B, T, W]
+    torch.testing.assert_close(read_out(block, trace), parts.norm(dim=-1))
+    outputs, _ = memory.scan(inputs[:, :1], memory.initial_state(1), starts()[:, 3:])
+    x = block.encode(inputs[:, :1]) + parts.sum(2) + block.readout((scale * present).flatten(-2))
+    torch.testing.assert_close(x + block.down(block.up(block.feed_forward_norm(x)).relu()), outputs)
+
+
 @pytest.mark.parametrize("name", BY_NAME)
 def test_the_trace_of_the_others_is_what_they_do(name: str) -> None:
     """Catches heads that are told in another way than the memory runs: the last output of the wrong step, a start that
@@ -108,6 +127,54 @@ def test_the_trace_of_the_others_is_what_they_do(name: str) -> None:
     torch.testing.assert_close(trace.fast_weights[-1], torch.cat(together, dim=1), atol=1e-10, rtol=0)
     recalled = torch.einsum("tbhs,sbhv->tbhv", trace.retrieval, trace.v) + trace.from_state
     assert (recalled - trace.reads).abs().max() < 1e-10
+
+
+def test_the_trace_of_a_self_referential_matrix_is_what_it_does() -> None:
+    """Catches rates or columns of another block, a read after the write, and a learned matrix that counts as written.
+
+    What the memory puts out is computed once more from W_0 and the reads of the trace.
+    """
+    memory = trained(SRWMConfig(width=W, n_heads=H, value_size=V, expansion=3))
+    inputs = torch.randn(T, B, D, dtype=torch.float64)
+    state = torch.randn_like(memory.initial_state(B))  # type: ignore[arg-type]  # a tensor here
+    outputs, final = memory.scan(inputs, state, starts())
+    trace = inspect_memory(memory, inputs, state, starts())
+    key_size = W // H
+    block: Any = memory.block
+    four = trace.fast_weights[-1].unflatten(1, (H, 4))
+    parts = [four[:, :, i, :, :size] for i, size in enumerate([V, key_size, key_size, 4])]
+    torch.testing.assert_close(torch.cat(parts, dim=-1), final, atol=1e-10, rtol=0)
+    recalled = torch.einsum("tbhs,sbhv->tbhv", trace.retrieval, trace.v) + trace.from_state
+    assert (recalled - trace.reads).abs().max() < 1e-10
+
+    x = block.encode(inputs)
+    fixed = torch.einsum("hkv,tbhk->tbhv", memory.initial_matrix, x.unflatten(-1, (H, key_size)).softmax(-1))
+    y = trace.reads[::2].unflatten(2, (H, 4))[:, :, :, 0, :V] + fixed[..., :V]
+    x = x + block.readout(normalised_reads(y))
+    torch.testing.assert_close(x + block.down(block.up(block.feed_forward_norm(x)).relu()), outputs, atol=1e-10, rtol=0)
+    rates = trace.beta[1::2].unflatten(2, (H, 4))
+    assert rates[:, :, :, 0].std() > 0.01
+    assert (rates[:, :, :, 0] - rates[:, :, :, 1]).abs().max() > 0.1
+    assert trace.contributions.diagonal(dim1=0, dim2=3).abs().max() == 0  # what is written is read later
+
+
+def test_the_trace_of_a_memory_of_associations_is_what_it_does() -> None:
+    """Catches a bound that is missed or applied before the write, and reads that do not begin where the last one led.
+
+    What the memory puts out is computed once more from the last read of each step.
+    """
+    memory = trained(FastWeightMemoryConfig(hidden_size=6, entity_size=V, relation_size=3, n_reads=2))
+    inputs = torch.randn(T, B, D, dtype=torch.float64)
+    state = map_state(lambda x: 0.5 * torch.randn_like(x), memory.initial_state(B))
+    outputs, (final, *_) = memory.scan(inputs, state, starts())
+    trace = inspect_memory(memory, inputs, state, starts())
+    torch.testing.assert_close(trace.fast_weights[-1, :, 0], final, atol=1e-10, rtol=0)
+    assert trace.decay.min() < 0.9  # else the bound was not tested
+    recalled = torch.einsum("tbhs,sbhv->tbhv", trace.retrieval, trace.v) + trace.from_state
+    assert (recalled - trace.reads).abs().max() < 1e-10
+    h, _ = memory.controller.scan(inputs, state[1:], starts())
+    last = F.layer_norm(trace.reads[2::3, :, 0], [V], eps=NORM_EPSILON)
+    torch.testing.assert_close(h + memory.readout(last), outputs, atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -1,0 +1,121 @@
+"""When does an agent need its memory? Operations on the memory of trained agents, at every step of unseen episodes.
+
+    python -m benchmarks.probe             # trains what is missing, then about a minute for each agent
+    python -m benchmarks.probe --smoke     # seconds, writes nothing
+
+In a T-maze it is known: from the step after the cue until the turn. Erased in between, the agent must fall to the level
+of the same agent without any memory; erased before the cue, it must lose nothing. With two corridors the second cue
+replaces the first one, so that the step before it is one at which nothing needs to be kept.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from agents.probe import Probe, draw, probe_json, probe_run, report
+from benchmarks.learning import EPISODES, QUESTIONS, RESULTS, ROOT, Question, directory_of, train
+from benchmarks.machine import describe_machine
+
+TWO_CORRIDORS = Question(
+    text="Two T-mazes in a row, corridors of 6, 600k steps",
+    env_id="fwp/TMaze-v0",
+    memories=("delta",),
+    n_seeds=1,
+    measure="success_rate",
+    bar=0.98,
+    control=(0.2, 0.3),
+    flags=("--env-options", "n_corridors=2", "length=6", "--total-timesteps", "600000"),
+    stop_at=1.0,
+    eval_every=20_000,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An agent, and the steps before which it holds what it will need."""
+
+    name: str
+    question: Question
+    memory: str
+    seed: int
+    needed: tuple[int, ...]
+    free: tuple[int, ...]
+    """Steps before which nothing needs to be held."""
+    steps: tuple[int, ...] | None = None
+    """None: the default sweep."""
+
+
+_CORRIDOR = tuple(range(1, 8))
+CASES = (
+    *(Case("t-maze", QUESTIONS["t-maze"], "delta", seed, _CORRIDOR, (0,)) for seed in range(5)),
+    Case("t-maze", QUESTIONS["t-maze"], "lstm", 0, _CORRIDOR, (0,)),
+    Case("t-maze-20", QUESTIONS["t-maze-20"], "delta", 0, (1, 2, 3, 20), (0,)),
+    Case("two-corridors", TWO_CORRIDORS, "delta", 0, (*range(1, 7), *range(8, 14)), (0, 7), tuple(range(14))),
+)
+
+
+def verdict(case: Case, result: Probe) -> str:
+    """How many of the predictions about erasing came true."""
+    erased = {outcome.step: outcome.estimate for outcome in result.outcomes if outcome.operation == "erase"}
+
+    def meets(step: int, level: Any) -> bool:
+        return erased[step].low <= level.high and level.low <= erased[step].high
+
+    kept = sum(meets(step, result.untouched) for step in case.free)
+    # In two corridors, whoever is erased once still turns right in the other one.
+    once = case.name == "two-corridors"
+    lost = sum(
+        not meets(step, result.untouched) and (once or meets(step, result.without_memory)) for step in case.needed
+    )
+    level = "below the untouched agent" if once else "at the level without memory"
+    return (
+        f"erased before a cue, as untouched: {kept} of {len(case.free)} steps; "
+        f"erased between cue and turn, {level}: {lost} of {len(case.needed)}"
+    )
+
+
+def as_markdown(answers: list[tuple[Case, Probe]], machine: str) -> str:
+    lines = [
+        "# When does an agent need its memory?",
+        "",
+        f"Each operation at each step, on {EPISODES} unseen episodes, the same for all; 95 % intervals. Written by "
+        "`python -m benchmarks.probe`; what the operations are says `python -m agents probe --help`.",
+        "",
+        machine,
+        "",
+        *(f"- {case.name}, {case.memory}, seed {case.seed}: {verdict(case, result)}" for case, result in answers),
+    ]
+    for case, result in answers:
+        if case.seed == 0:
+            picture = f"probe_{case.name}_{case.memory}.png"
+            lines += ["", f"## {case.question.text}: {case.memory}", "", "```", report(result), "```", ""]
+            lines += [f"![success against the step of the operation]({picture})"]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true")
+    smoke = parser.parse_args().smoke
+    machine, answers = describe_machine(), []
+    for case in CASES[-1:] if smoke else CASES:
+        directory = directory_of(case.name, case.memory, case.seed, ROOT / "runs" / "benchmarks")
+        train(case.question, case.memory, case.seed, directory)
+        result = probe_run(directory, steps=case.steps, episodes=8 if smoke else EPISODES)
+        answers.append((case, result))
+        print(f"{case.name} {case.memory} {case.seed}: {verdict(case, result)}", flush=True)
+        if case.seed == 0 and not smoke:
+            draw(result, RESULTS / f"probe_{case.name}_{case.memory}.png")
+    if smoke:
+        return
+    rows = [
+        {"name": case.name, "seed": case.seed, "verdict": verdict(case, result), **probe_json(result)}
+        for case, result in answers
+    ]
+    (RESULTS / "probe.json").write_text(json.dumps({"machine": machine, "rows": rows}) + "\n")
+    (RESULTS / "probe.md").write_text(as_markdown(answers, machine))
+
+
+if __name__ == "__main__":
+    main()
