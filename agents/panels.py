@@ -249,6 +249,34 @@ class Sheet:
             page.text(x + width, y + 8, recording.outcome, size=22, fill=color, anchor="ra")
 
 
+def still_pictures(recording: Recording) -> dict[str, np.ndarray]:
+    """What the memory holds at the end of an episode, and the retrieval map of all of it, uint8 `[y, x, 3]`."""
+    scales, weights = Scales.of([recording]), recording.fast_weights
+    leaves = [weights.matrices] if weights is not None else recording.states
+    matrices = [matrix for leaf in leaves for matrix in blocks(leaf[-1])]
+    pictures = {}
+    if matrices:
+        pictures["state"] = _side_by_side([signed_colors(matrix, scales.state) for matrix in matrices])
+    if weights is not None:
+        pictures["retrieval_map"] = _enlarged(amount_colors(weights.retrieval, scales.retrieval))
+    return pictures
+
+
+def _side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """At one height each, with lines between them."""
+    large = [_enlarged(picture) for picture in pictures]
+    height = max(len(picture) for picture in large)
+    framed = [np.pad(x, ((0, height - len(x)), (0, 0), (0, 0)), constant_values=255) for x in large]
+    line = np.full((height, 4, 3), LINE, np.uint8)
+    return np.concatenate([part for picture in framed for part in (picture, line)][:-1], axis=1)
+
+
+def _enlarged(picture: np.ndarray) -> np.ndarray:
+    """Each entry a square, the whole of about `_RIGHT` pixels."""
+    factor = max(1, _RIGHT // max(picture.shape[:2]))
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
 @dataclass(frozen=True)
 class _Page:
     """A picture that is being drawn, of the step `now`."""

@@ -5,7 +5,7 @@ config, policy = load_run(directory)
 recording.fast_weights.contributions    # who wrote what was read
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
     from fwp_rl.sb3 import MemoryActorCriticPolicy
 
-MOST_STEPS = 2000
-"""Of all episodes of a recording together; the last one is cut off there."""
-
+_Pictures = tuple[np.ndarray | None, np.ndarray | None]
 _MINIGRID_ACTIONS = ("left", "right", "forward", "pick up", "drop", "toggle", "done")
 
 
@@ -67,7 +65,7 @@ class Recording:
 
     seed: int
     frames: tuple[np.ndarray, ...]
-    """T + 1 pictures uint8 `[y, x, 3]`: before each step, and the end."""
+    """T + 1 pictures uint8 `[y, x, 3]`: before each step, and the end; none if they were not asked for."""
     views: tuple[np.ndarray, ...] | None
     """T + 1 pictures of what the agent sees, where the task can draw them."""
     observations: np.ndarray | dict[str, np.ndarray]
@@ -112,20 +110,27 @@ def record(
     seeds: Sequence[int],
     deterministic: bool = True,
     block: int = 0,
+    pictures: bool = True,
+    most_steps: int = 2000,
 ) -> list[Recording]:
     """Play one episode for each seed, and keep everything.
 
+    The random numbers of the caller are left alone.
+
     :param block: Of a stack of fast-weight memories, the one to look into.
+    :param pictures: False for a task that need not be drawn.
+    :param most_steps: Of all episodes together; the last one is cut off there.
     :raises RunFileError: the agent does not belong to the task.
     :raises EnvironmentFaultError: the task breaks, or draws no pictures.
     """
-    ends: list[tuple[np.ndarray, np.ndarray | None]] = []
+    ends: list[_Pictures] = []
+    look = _pictures if pictures else _no_pictures
     venv = make_episode_env(
         config,
         EpisodeQueue(seeds),
         n_envs=1,
-        render_mode="rgb_array",
-        at_end=lambda env: ends.append((_frame(env), _view(env))),
+        render_mode="rgb_array" if pictures else None,
+        at_end=lambda env: ends.append(look(env)),
     )
     try:
         check_spaces(policy, venv)
@@ -135,9 +140,9 @@ def record(
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seeds[0])
             observations = venv.reset()
-            while len(recordings) < len(seeds) and n_steps < MOST_STEPS:
-                tape = _Tape(venv.unwrapped.envs[0])  # type: ignore[attr-defined]  # one environment after the other
-                observations, outcome = tape.play(policy, venv, observations, deterministic, MOST_STEPS - n_steps)
+            while len(recordings) < len(seeds) and n_steps < most_steps:
+                tape = _Tape(venv.unwrapped.envs[0], look)  # type: ignore[attr-defined]  # a DummyVecEnv
+                observations, outcome = tape.play(policy, venv, observations, deterministic, most_steps - n_steps)
                 if outcome:
                     tape.pictures.append(ends[-1])
                 n_steps += len(tape.actions)
@@ -150,9 +155,9 @@ def record(
 class _Tape:
     """An episode while it is played."""
 
-    def __init__(self, env: Any) -> None:
-        self.env = env
-        self.pictures: list[tuple[np.ndarray, np.ndarray | None]] = []
+    def __init__(self, env: Any, look: Callable[[Any], _Pictures]) -> None:
+        self.env, self.look = env, look
+        self.pictures: list[_Pictures] = []
         self.observations: list[Any] = []
         self.actions: list[np.ndarray] = []
         self.distributions: list[dict[str, np.ndarray]] = []
@@ -167,7 +172,7 @@ class _Tape:
         state = policy.initial_state(1)
         starts = torch.ones(1, dtype=torch.bool, device=policy.device)
         while len(self.actions) < most_steps:
-            self.pictures.append((_frame(self.env), _view(self.env)))
+            self.pictures.append(self.look(self.env))
             self.observations.append(observations)
             tensors = policy.obs_to_tensor(observations)[0]
             self.values.append(float(policy.predict_values(tensors, state, starts)))
@@ -181,17 +186,18 @@ class _Tape:
             starts = torch.zeros_like(starts)
             if dones[0]:
                 return observations, _outcome(infos[0])
-        self.pictures.append((_frame(self.env), _view(self.env)))
+        self.pictures.append(self.look(self.env))
         return observations, ""
 
     def recording(self, policy: "MemoryActorCriticPolicy", seed: int, outcome: str, block: int) -> Recording:
-        frames, views = zip(*self.pictures, strict=True)
+        frames = tuple(frame for frame, _ in self.pictures if frame is not None)
+        views = tuple(view for _, view in self.pictures if view is not None)
         parameters = {name: np.stack([step[name] for step in self.distributions]) for name in self.distributions[0]}
         leaves = zip(*(state_leaves(state) for state in self.states), strict=True)
         return Recording(
             seed=seed,
             frames=frames,
-            views=None if views[0] is None else views,
+            views=views or None,
             observations=_stacked(self.observations),
             actions=np.stack(self.actions),
             action_texts=tuple(_action_text(self.env, action) for action in self.actions),
@@ -237,10 +243,10 @@ def folded(trace: MemoryTrace, layers: object = None) -> FastWeights:
     return FastWeights(
         matrices=array(inputs(trace.fast_weights)[:, -1]),
         written=array(inputs(added).sum(1)),
-        beta=array(inputs(trace.beta).amax(1)),
-        surprise=array(inputs(trace.surprise).amax(1)),
+        beta=array(trace.largest(trace.beta)[:, 0]),
+        surprise=array(trace.largest(trace.surprise)[:, 0]),
         norms=array(inputs(trace.norms)[:, -1]),
-        erased=array(inputs(trace.erased).amax(1)),
+        erased=array(trace.largest(trace.erased)[:, 0]),
         contributions=array(trace.contributions[:, 0]),
         retrieval=array(retrieval[:, 0]),
     )
@@ -265,17 +271,18 @@ def _stacked(observations: list[Any]) -> np.ndarray | dict[str, np.ndarray]:
     return np.concatenate(observations)
 
 
-def _frame(env: Any) -> np.ndarray:
+def _pictures(env: Any) -> _Pictures:
+    """The environment, and the agent's own view where the task can draw one (MiniGrid)."""
     frame = env.render()
     if not isinstance(frame, np.ndarray) or frame.ndim != 3:
         raise EnvironmentFaultError("the environment draws no pictures (render_mode 'rgb_array' gave none)")
-    return frame[..., :3].astype(np.uint8)
-
-
-def _view(env: Any) -> np.ndarray | None:
-    """The agent's own view, where the task can draw one (MiniGrid)."""
     draw_view = getattr(env.unwrapped, "get_pov_render", None)
-    return None if draw_view is None else np.asarray(draw_view(tile_size=64), dtype=np.uint8)
+    view = None if draw_view is None else np.asarray(draw_view(tile_size=64), dtype=np.uint8)
+    return frame[..., :3].astype(np.uint8), view
+
+
+def _no_pictures(env: Any) -> _Pictures:
+    return None, None
 
 
 def _action_text(env: Any, action: Any) -> str:

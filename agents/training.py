@@ -22,19 +22,27 @@ from typing import Any
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import Image, KVWriter, Logger, TensorBoardOutputFormat
 from stable_baselines3.common.utils import LinearSchedule, safe_mean
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.config import TrainConfig, config_problems, to_json
+from agents.episodes import EVALUATION_SEED
 from agents.errors import AgentsError, EnvironmentFaultError, InterruptedRunError, UsageError
 from agents.evaluation import evaluate_policy_on, summarize
 from agents.interrupts import Interrupts
+from agents.panels import still_pictures
 from agents.progress import Progress, format_seconds
+from agents.recording import record
 from agents.runs import FORMAT, VERSION, MetricsFile, RunPaths, create_run_directory, default_directory, write_json
 from agents.vec_env import NormalizedRewards, make_vec_env, policy_name, seed_training
 from fwp_rl.registry import memory_name
-from fwp_rl.sb3 import MemoryPPO, NonFiniteError
+from fwp_rl.sb3 import MemoryPPO, NonFiniteError, RolloutSample, diagnose
+
+_DIAGNOSE_EVERY = 8
+"""Rollouts between two looks at the memory: one look costs a few per cent of a rollout and its update."""
+_MOST_DRAWN_STEPS = 256
+"""Of the episode whose memory is drawn at an evaluation."""
 
 
 def train(
@@ -193,9 +201,11 @@ class _RunCallback(BaseCallback):
         self._next_save = run.config.save_every
         self._next_evaluation = run.config.eval_every
         self._reached_target = False
+        self._sample: RolloutSample | None = None
 
     def _on_rollout_start(self) -> None:
         config = self._run.config
+        self._record_memory()
         if config.ppo.ent_coef_final is not None:
             done = min(self.num_timesteps / config.total_timesteps, 1.0)
             self._run.model.ent_coef = (1 - done) * config.ppo.ent_coef + done * config.ppo.ent_coef_final
@@ -205,6 +215,18 @@ class _RunCallback(BaseCallback):
         if config.eval_every and self.num_timesteps >= self._next_evaluation:
             self._next_evaluation = _next_multiple(config.eval_every, self.num_timesteps)
             self._evaluate()
+
+    def _on_rollout_end(self) -> None:
+        model = self._run.model
+        if (self.num_timesteps // (model.n_envs * model.n_steps) - 1) % _DIAGNOSE_EVERY == 0:
+            self._sample = RolloutSample.of(model)
+
+    def _record_memory(self) -> None:
+        """What the last update made of the memory on the rollout that it learned from."""
+        if self._sample is not None:
+            for name, value in diagnose(self._run.model.policy, self._sample).items():
+                self.logger.record(f"memory/{name}", value)
+            self._sample = None
 
     def _on_step(self) -> bool:
         self._show()
@@ -221,6 +243,7 @@ class _RunCallback(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._progress.finish(self._name, self.num_timesteps)
+        self._record_memory()
         # SB3 writes the numbers of an update after the next rollout: the last ones would be lost.
         if self.logger.name_to_value:
             self.logger.dump(self.num_timesteps)
@@ -235,12 +258,21 @@ class _RunCallback(BaseCallback):
         if summary.success_rate is not None:
             values["eval/success_rate"] = summary.success_rate
             text += f", success {summary.success_rate:.2f}"
+        pictures = self._pictures()
         for writer in self.logger.output_formats:
             writer.write(values, dict.fromkeys(values, ()), self.num_timesteps)
+            if isinstance(writer, TensorBoardOutputFormat):
+                writer.write(pictures, dict.fromkeys(pictures, ()), self.num_timesteps)
         self._progress.note(text)
         self._reached_target = _reaches(config.stop_at_success, summary.success_rate) or _reaches(
             config.stop_at_return, summary.return_mean
         )
+
+    def _pictures(self) -> dict[str, Any]:
+        """The memory in the first of the episodes of an evaluation."""
+        policy, config = self._run.model.policy, self._run.config
+        (recording,) = record(policy, config, seeds=[EVALUATION_SEED], pictures=False, most_steps=_MOST_DRAWN_STEPS)
+        return {f"memory/{name}": Image(picture, "HWC") for name, picture in still_pictures(recording).items()}
 
 
 class _MetricsWriter(KVWriter):

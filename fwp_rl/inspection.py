@@ -147,6 +147,10 @@ class MemoryTrace:
         unread = torch.einsum("tbhk,bhkv->tbhv", self._sent_back[1], self.state)
         return unread.masked_fill((self.episode_starts.cumsum(0) != 0)[:, :, None, None], 0.0)
 
+    def largest(self, values: Float[Tensor, "T B H"]) -> Float[Tensor, "N B H"]:
+        """The largest of the `n_inner` steps of each input."""
+        return values.unflatten(0, (-1, self.n_inner)).amax(1)
+
     @cached_property
     def contributions(self) -> Float[Tensor, "N B H N"]:
         """How much of the reads for input t was written at input s, at `[t, b, h, s]`; N = T / n_inner inputs.

@@ -62,6 +62,9 @@ def test_a_run_leaves_everything_behind(tmp_path: Path, capsys: pytest.CaptureFi
         events.Tags()["scalars"]
     )
     assert len(events.Scalars("train/loss")) == 4
+    assert {"memory/state_norm", "memory/erased", "memory/gradient_reach"} <= set(events.Tags()["scalars"])
+    assert set(events.Tags()["images"]) == {"memory/state", "memory/retrieval_map"}
+    assert len(events.Images("memory/state")) == 2  # one for each evaluation
 
     out = capsys.readouterr().out
     for text in ("fwp/RepeatPrevious-v0", "gated_delta", "parameters", "sequence_length=32", "minibatches"):

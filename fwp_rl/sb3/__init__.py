@@ -2,6 +2,7 @@
 
 from fwp_rl.sb3.audit import audit_policy
 from fwp_rl.sb3.buffers import SequenceBatch, SequenceRolloutBuffer
+from fwp_rl.sb3.diagnostics import RolloutSample, diagnose
 from fwp_rl.sb3.policies import (
     MemoryActorCriticCnnPolicy,
     MemoryActorCriticPolicy,
@@ -27,8 +28,10 @@ __all__ = [
     "NonFiniteError",
     "NotPortableError",
     "PreviousInputs",
+    "RolloutSample",
     "SequenceBatch",
     "SequenceRolloutBuffer",
     "audit_policy",
+    "diagnose",
     "load_policy",
 ]

@@ -115,9 +115,13 @@ class SequenceRolloutBuffer(RolloutBuffer):
         per_batch = n_columns if batch_size is None else batch_size // self.sequence_length
         order = torch.from_numpy(np.random.permutation(n_columns)).to(self.device)  # noqa: NPY002 (seeded by SB3)
         for first in range(0, n_columns, per_batch):
-            yield self._sample(order[first : first + per_batch])
+            yield self.columns(order[first : first + per_batch])
 
-    def _sample(self, columns: Tensor) -> RolloutBufferSamples:
+    def columns(self, columns: Tensor) -> RolloutBufferSamples:
+        """These columns of a full rollout as a minibatch; s * n_envs + n is segment s of environment n.
+
+        :param columns: int64 `[B]`.
+        """
         if self._columns is None:
             self._columns = self._as_columns()
         c = self._columns

@@ -8,6 +8,7 @@ from PIL import Image
 from agents import drawing, rendering
 from agents.animation import write_animation
 from agents.errors import UsageError
+from agents.panels import still_pictures
 from agents.recording import FastWeights, Recording
 from agents.rendering import draw, render_run
 
@@ -67,6 +68,16 @@ def test_fast_weights_of_every_size_fit_on_the_page(sizes: tuple[int, int, int])
     plain = list(draw([recording([(1,)], 3)], "a title"))
     assert pictures[0].width > plain[0].width  # it has a retrieval map
     assert pictures[0].height == plain[0].height
+
+
+def test_the_memory_at_the_end_and_its_map_are_pictures_for_tensorboard() -> None:
+    """Catches heads that cover each other, and a map that is drawn for activations."""
+    pictures = still_pictures(recording([], 3, fast_weights(3, 4, 5, 8)))
+    factor = 224 // 8
+    assert pictures["state"].shape == (5 * factor, 4 * 8 * factor + 3 * 4, 3)
+    assert pictures["retrieval_map"].shape == (3 * (224 // 3), 3 * (224 // 3), 3)
+    assert set(still_pictures(recording([(128,), (128,)]))) == {"state"}
+    assert still_pictures(recording([])) == {}
 
 
 def test_without_overlay_no_memory_is_drawn() -> None:
