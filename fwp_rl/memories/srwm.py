@@ -115,15 +115,15 @@ class SRWM(Memory):
         def read(matrix: Tensor, key: Tensor) -> Tensor:
             return torch.einsum("...hkm,...hk->...hm", matrix, key)
 
-        before, keys, values, rates = state, [], [], []
+        base, before, keys, values, rates = self.initial_matrix, state, [], [], []
         for t, starts in enumerate(episode_starts):
             difference = before.masked_fill(starts[:, None, None, None], 0)
-            _, k, q, b = read(self.initial_matrix + difference, x[t]).split(sizes, dim=-1)
+            _, k, q, b = read(base + difference, x[t]).split(sizes, dim=-1)
             k, q = k.softmax(-1), q.softmax(-1)
             keys.append(k)
-            values.append(blocks(read(self.initial_matrix + difference, q) - read(self.initial_matrix, k)))
+            values.append(blocks(read(base + difference, q) - read(base, k)))
             rates.append(torch.sigmoid(b).flatten(-2))
-            _, before = self_referential_scan(x[t, None], self.initial_matrix, before, episode_starts[t, None])
+            _, before = self_referential_scan(x[t, None], base, before, episode_starts[t, None])
         q, k = (each.repeat_interleave(4, dim=2) for each in (x, torch.stack(keys)))
         v, beta = torch.stack(values), torch.stack(rates)
         matrices = blocks(state.transpose(1, 2)).transpose(1, 2)
