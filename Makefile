@@ -27,6 +27,8 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.separation
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.learning t-maze cartpole memory-s9 memory-s11
+	$(BIN)/python -m benchmarks.retrieval
+	$(BIN)/python -m benchmarks.probe
 
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
