@@ -4,9 +4,11 @@
     python -m benchmarks.probe --smoke     # seconds, writes nothing
 
 In a T-maze it is known: from the step after the cue until the turn. Erased in between, the agent must succeed no more
-often than one that guesses; erased before the cue, it must lose nothing. (It may do worse than guess: an agent that has
-never been without memory need not turn at all.) With two corridors the second cue replaces the first one, so that the
-step before it is one at which nothing needs to be kept.
+often than one that guesses; erased before the cue, it must lose nothing. With two corridors the second cue replaces the
+first one, so that the step before it is one at which nothing needs to be kept.
+
+The first criterion was the level of the same agent always erased. Seeds 1 and 2 of the T-maze missed it: an agent that
+has never been without memory may do worse than guess, and not the same after one erasure as after many. Both are told.
 """
 
 import argparse
@@ -70,9 +72,14 @@ def verdict(case: Case, result: Probe) -> str:
     of_step = erased(result)
     kept = sum(of_step[step].high >= result.untouched.low for step in case.free)
     lost = sum(of_step[step].low <= CHANCE for step in case.needed)
+    blind = sum(
+        of_step[step].low <= result.without_memory.high and result.without_memory.low <= of_step[step].high
+        for step in case.needed
+    )
     return (
         f"erased when nothing is held, as untouched: {kept} of {len(case.free)} steps; "
-        f"erased between cue and turn, no better than guessing: {lost} of {len(case.needed)}"
+        f"erased between cue and turn, no better than guessing: {lost} of {len(case.needed)}; "
+        f"there, at the level of the same agent always erased: {blind} of {len(case.needed)}"
     )
 
 
@@ -97,6 +104,9 @@ def as_markdown(answers: list[tuple[Case, Probe]], machine: str) -> str:
         "operations are says `python -m agents probe --help`.",
         "",
         machine,
+        "",
+        "Guessing is a success rate of 0.5. It was made the criterion after seeds 1 and 2 of the T-maze had missed the "
+        "first one, the level of the same agent always erased; both are counted below.",
         "",
         "Memory erased before the step:",
         "",

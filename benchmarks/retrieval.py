@@ -8,8 +8,12 @@ unseen episode the largest entry of the retrieval map should be at the step at w
 written: the last write under the key. Entries of the map of the block are those of `fwp_rl.inspection.read_out`: the
 norm of what the block gets from a step through all heads. Beside it the same for reads before the readout
 (`MemoryTrace.contributions`): of the heads side by side (the root of the sum of squares), and of each head; a head need
-not be used for this. The step of the question itself is always one of the entries. As a control, the agent before it
+not be used for this. The step of the question itself is always one of the entries; "block, with present" also counts
+as its contribution the share of the present value that goes past the fast weights. As a control, the agent before it
 was trained.
+
+Which entries to take was settled on the seeds 0 to 2, after those of the heads together had missed the bar with seed 1
+and those with the present value with seed 2. The seeds 3 and 4 were trained afterwards.
 """
 
 import argparse
@@ -27,9 +31,10 @@ from agents.vec_env import make_vec_env
 from benchmarks.learning import EPISODES, QUESTIONS, RESULTS, ROOT, directory_of, train
 from benchmarks.machine import describe_machine
 from fwp_rl import inspect_memory
-from fwp_rl.inspection import read_out
+from fwp_rl.inspection import MemoryTrace, read_out
+from fwp_rl.ops.fast_weight_heads import READ_EPSILON
 
-QUESTION, MEMORY, SEEDS = "key-value", "delta", 3
+QUESTION, MEMORY, SEEDS = "key-value", "delta", 5
 BAR, LARGEST_ERROR = 0.95, 1e-5
 
 
@@ -55,7 +60,12 @@ def measure(policy: Any, config: Any, episodes: int) -> dict[str, Any]:
         trace = inspect_memory(policy.memory, inputs)
     recalled = torch.einsum("tbhs,sbhv->tbhv", trace.retrieval, trace.v) + trace.from_state
     of_heads = trace.contributions
-    maps = {"block": read_out(policy.memory.block, trace), "heads together": of_heads.square().sum(2).sqrt()}
+    block = policy.memory.block
+    maps = {
+        "block": read_out(block, trace),
+        "block, with present": with_present(block, trace),
+        "heads together": of_heads.square().sum(2).sqrt(),
+    }
     maps |= {f"head {head}": of_heads[:, :, head] for head in range(of_heads.shape[2])}
 
     n_keys = envs.make_vector(config.env_id, 1, **config.env_options).n_keys
@@ -73,6 +83,17 @@ def measure(policy: Any, config: Any, episodes: int) -> dict[str, Any]:
         "largest_read": float(trace.reads.abs().max()),
         "points_at_the_write": {name: float(np.mean(of)) for name, of in hits.items()},
     }
+
+
+def with_present(block: Any, trace: MemoryTrace) -> torch.Tensor:
+    """`read_out`, but step t also counts for the present value that its read lets past."""
+    with torch.no_grad():
+        present = block.skip[:, None] * trace.v
+        scale = ((trace.reads + present).square().mean(-1) + READ_EPSILON).rsqrt()[..., None]
+        own = trace.retrieval.diagonal(dim1=0, dim2=3).permute(2, 0, 1)[..., None] * trace.v + present
+        entries = read_out(block, trace).clone()
+        entries.diagonal(dim1=0, dim2=2).copy_(block.readout((scale * own).flatten(-2)).norm(dim=-1).T)
+        return entries
 
 
 def as_markdown(result: dict[str, Any]) -> str:
@@ -102,6 +123,9 @@ def as_markdown(result: dict[str, Any]) -> str:
             "",
             f"{good} of {len(trained)} trained agents reach {BAR}; the map gives the reads to {LARGEST_ERROR:g} "
             f"in {exact} of {len(result['rows'])}.",
+            "",
+            "Which entries to take was settled on the seeds 0 to 2, after `heads together` had missed the bar with seed "
+            "1 and `block, with present` with seed 2; the seeds 3 and 4 were trained afterwards.",
             "",
         ]
     )
