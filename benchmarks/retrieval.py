@@ -124,8 +124,8 @@ def as_markdown(result: dict[str, Any]) -> str:
             f"{good} of {len(trained)} trained agents reach {BAR}; the map gives the reads to {LARGEST_ERROR:g} "
             f"in {exact} of {len(result['rows'])}.",
             "",
-            "Which entries to take was settled on the seeds 0 to 2, after `heads together` had missed the bar with seed "
-            "1 and `block, with present` with seed 2; the seeds 3 and 4 were trained afterwards.",
+            "Which entries to take was settled on the seeds 0 to 2, after `heads together` had missed the bar with "
+            "seed 1 and `block, with present` with seed 2; the seeds 3 and 4 were trained afterwards.",
             "",
         ]
     )
