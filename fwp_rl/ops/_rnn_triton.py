@@ -39,12 +39,12 @@ SELF_CHECK_TOLERANCE = 2e-5
 
 
 @triton.jit
-def _sigmoid(x):
+def sigmoid(x):
     return 1 / (1 + tl.exp(-x))
 
 
 @triton.jit
-def _tanh(x):
+def tanh(x):
     # Of the absolute value, so that nothing overflows; NaN stays NaN.
     e = tl.exp(-2 * tl.abs(x))
     y = (1 - e) / (1 + e)
@@ -122,25 +122,25 @@ def forward_kernel(
             a_0 += tl.load(bias + unit, known, 0)
             inputs_0 = tl.load(projected + gate, inside, 0)
             if GATES == 1:
-                new_h = _tanh(inputs_0 + a_0)
+                new_h = tanh(inputs_0 + a_0)
             else:
                 a_1 += tl.load(bias + H + unit, known, 0)
                 a_2 += tl.load(bias + 2 * H + unit, known, 0)
                 inputs_1 = tl.load(projected + gate + H, inside, 0)
                 inputs_2 = tl.load(projected + gate + 2 * H, inside, 0)
-                gate_0 = _sigmoid(inputs_0 + a_0)
-                gate_1 = _sigmoid(inputs_1 + a_1)
+                gate_0 = sigmoid(inputs_0 + a_0)
+                gate_1 = sigmoid(inputs_1 + a_1)
                 if GATES == 3:
-                    gate_2 = _tanh(inputs_2 + gate_0 * a_2)
+                    gate_2 = tanh(inputs_2 + gate_0 * a_2)
                     old_h = tl.load(previous_h + row * H + unit, keep & known, 0)
                     new_h = (1 - gate_1) * gate_2 + gate_1 * old_h
                     tl.store(saved + at, a_2, inside)
                 else:
-                    gate_2 = _tanh(inputs_2 + a_2)
+                    gate_2 = tanh(inputs_2 + a_2)
                     a_3 += tl.load(bias + 3 * H + unit, known, 0)
-                    gate_3 = _sigmoid(tl.load(projected + gate + 3 * H, inside, 0) + a_3)
+                    gate_3 = sigmoid(tl.load(projected + gate + 3 * H, inside, 0) + a_3)
                     new_c = gate_1 * tl.load(previous_c + row * H + unit, keep & known, 0) + gate_0 * gate_2
-                    new_h = gate_3 * _tanh(new_c)
+                    new_h = gate_3 * tanh(new_c)
                     tl.store(saved + at, new_c, inside)
                     tl.store(final_c + row * H + unit, new_c, tl.where(t == T - 1, inside, False))
                     tl.store(gates + gate + 3 * H, gate_3, inside)
@@ -234,7 +234,7 @@ def backward_kernel(
                     tl.store(carry_write, tl.where(keep, d_h * gate_1, 0), inside)
                 else:
                     gate_3 = tl.load(gates + gate + 3 * H, inside, 0)
-                    tanh_c = _tanh(tl.load(saved + at, inside, 0))
+                    tanh_c = tanh(tl.load(saved + at, inside, 0))
                     old_c = tl.load(saved + at - size * H, tl.where(t > 0, keep_unit, False), 0)
                     old_c += tl.load(c + row * H + unit, tl.where(t == 0, keep_unit, False), 0)
                     d_c = tl.load(carry_read, inside, 0) + d_h * gate_3 * (1 - tanh_c * tanh_c)
