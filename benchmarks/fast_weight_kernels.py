@@ -19,6 +19,8 @@ import re
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -67,26 +69,30 @@ def resources(case: Case, target: str) -> dict[str, int]:
     constants |= {"CHUNK": _triton.CHUNK, "KEEP": True}
     constants |= {"DELTA": rule == "delta", "GATED": gated, "PRECISION": chosen.precision}
     constants |= {f"{name}_d": 1 for name in "qkv"} | {"initial_v": 1} | ({} if gated else {"log_decay": None})
-    signature, attributes = {}, {}
-    for index, parameter in enumerate(function.params):
-        name = parameter.name
-        if name in constants:
-            signature[name] = "constexpr"
-            continue
-        is_stride = re.fullmatch(r"T|B|H|.*_[tbhk]", name) and name not in ("grad_q", "grad_k")
-        signature[name] = (
-            "i32" if is_stride else f"*{dtype if name in INPUTS else 'i1' if name == 'starts' else 'fp32'}"
-        )
-        if not parameter.do_not_specialize:
-            attributes[(index,)] = [["tt.divisibility", 16]]
+    types = dict.fromkeys(INPUTS, f"*{dtype}") | {"starts": "*i1"}
+    for parameter in function.params:
+        is_stride = re.fullmatch(r"T|B|H|.*_[tbhk]", parameter.name) and parameter.name not in ("grad_q", "grad_k")
+        types.setdefault(parameter.name, "i32" if is_stride else "*fp32")
+    os.environ.update(_triton.WITHOUT_WARP_GROUPS)
+    return compiled_for(target, function, constants, types, chosen.num_warps)
+
+
+def compiled_for(
+    target: str, function: triton.JITFunction, constants: dict[str, Any], types: dict[str, str], num_warps: int
+) -> dict[str, int]:
+    """What a kernel takes, with dense and aligned tensors; `types` of what is no constant."""
+    names = [parameter.name for parameter in function.params]
     source = ASTSource(
         fn=function,
-        signature=signature,
-        constexprs={name: x for name, x in constants.items() if name in signature},
-        attrs=attributes,
+        signature={name: "constexpr" if name in constants else types[name] for name in names},
+        constexprs={name: constants[name] for name in names if name in constants},
+        attrs={
+            (index,): [["tt.divisibility", 16]]
+            for index, parameter in enumerate(function.params)
+            if not (parameter.name in constants or parameter.do_not_specialize)
+        },
     )
-    options = {"num_warps": chosen.num_warps, "num_stages": 1, "enable_fp_fusion": True}
-    os.environ.update(_triton.WITHOUT_WARP_GROUPS)
+    options = {"num_warps": num_warps, "num_stages": 1, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=TARGETS[target], options=options)
     return counted(compiled) | {"shared": compiled.metadata.shared}
 
@@ -116,33 +122,47 @@ def table(rows: dict[str, dict[str, list[int]]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cases = {describe(case): case for case in all_cases()}
+    smoke = ("step", 16, 16, "fp32", "delta", False)
+    run(__doc__, "fast_weight_kernels", "Resources of the Triton kernels", cases, describe(smoke), resources)
+
+
+def run(
+    documentation: str | None,
+    name: str,
+    title: str,
+    cases: dict[str, Any],
+    smoke: str,
+    resources: Callable[[Any, str], dict[str, int]],
+) -> None:
+    """The command line: all cases for all targets into results/`name`.{json,md}."""
+    parser = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=TARGETS, action="append", help="all if left out")
     parser.add_argument("--smoke", action="store_true", help="one kernel, nothing is written")
     arguments = parser.parse_args()
     targets = arguments.target or list(TARGETS)
-    cases = [("step", 16, 16, "fp32", "delta", False)] if arguments.smoke else all_cases()
+    cases = {smoke: cases[smoke]} if arguments.smoke else cases
     with tempfile.TemporaryDirectory() as cache:
         triton.knobs.cache.dir = cache  # nothing is taken from an earlier run
         for target in targets:
             began = time.perf_counter()
-            found = {describe(case): resources(case, target) for case in cases}
-            rows = {name: [x[column] for column in COLUMNS] for name, x in found.items()}
+            found = {case: resources(x, target) for case, x in cases.items()}
+            rows = {case: [x[column] for column in COLUMNS] for case, x in found.items()}
             print(f"{target}: {len(cases)} kernels in {time.perf_counter() - began:.0f} s", flush=True)
             if arguments.smoke:
                 print(table({target: rows}))
             else:
-                record(target, rows)
+                record(name, title, target, rows)
 
 
-def record(target: str, rows: dict[str, list[int]]) -> None:
+def record(name: str, title: str, target: str, rows: dict[str, list[int]]) -> None:
     """Once a target is counted, so that a run which is cut off loses the others only."""
-    file = RESULTS / "fast_weight_kernels.json"
+    file = RESULTS / f"{name}.json"
     recorded = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     recorded.setdefault(triton.__version__, {})[target] = rows
     recorded = {version: {name: x[name] for name in TARGETS if name in x} for version, x in sorted(recorded.items())}
     file.write_text(one_line_per_kernel(recorded), encoding="utf-8")
-    text = ["# Resources of the Triton kernels\n\nRegisters of a thread / bytes of stack / bytes of shared memory.\n"]
+    text = [f"# {title}\n\nRegisters of a thread / bytes of stack / bytes of shared memory.\n"]
     text += [f"## Triton {version}\n\n{table(x)}\n" for version, x in recorded.items()]
     file.with_suffix(".md").write_text("\n".join(text), encoding="utf-8")
 

@@ -65,7 +65,7 @@ def forward_kernel(
     state = tl.load(initial + program * G * V * V + at, inside, 0)
     y = tl.load(initial_y + program * V + columns, in_columns, 0)
     c = tl.load(initial_c + program * V + columns, in_columns, 0)
-    for t in range(T):
+    for t in tl.range(T, disable_licm=True):
         step = t * programs + program
         if KEEP:
             if t % CHUNK == 0:
@@ -141,11 +141,11 @@ def backward_kernel(
     d_y = tl.load(d_final_y + program * V + columns, in_columns, 0)
     d_c = tl.load(d_final_c + program * V + columns, in_columns, 0)
     chunks = (T + CHUNK - 1) // CHUNK
-    for back in range(chunks):
+    for back in tl.range(chunks, disable_licm=True):
         chunk = chunks - 1 - back
         count = tl.minimum(T - chunk * CHUNK, CHUNK)
         state = tl.load(checkpoints + (chunk * programs + program) * G * V * V + at, inside, 0)
-        for i in range(count):
+        for i in tl.range(count, disable_licm=True):
             t = chunk * CHUNK + i
             step = t * programs + program
             state = tl.where(tl.load(starts + t * B + b), 0.0, state)
@@ -154,7 +154,7 @@ def backward_kernel(
             written *= tl.load(beta + step * G + gate, in_gates, 0)[:, None]
             state += outer(tl.load(k + step * G * V + at_rows, inside_rows, 0), written)
         tl.debug_barrier()
-        for j in range(count):
+        for j in tl.range(count, disable_licm=True):
             i = count - 1 - j
             t = chunk * CHUNK + i
             step = t * programs + program

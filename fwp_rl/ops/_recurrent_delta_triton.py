@@ -65,7 +65,7 @@ def forward_kernel(
     to_q, to_k, to_v, to_b = _slow_weights(recurrent + h * V * P, rows, columns, K, V)
     state = tl.load(initial + program * K * V + at, inside, 0)
     y = tl.load(initial_y + program * V + columns, in_columns, 0)
-    for t in range(T):
+    for t in tl.range(T, disable_licm=True):
         step = t * programs + program
         if KEEP:
             if t % CHUNK == 0:
@@ -129,11 +129,11 @@ def backward_kernel(
     d_state = tl.load(d_final + program * K * V + at, inside, 0)
     d_y = tl.load(d_final_y + program * V + columns, in_columns, 0)
     chunks = (T + CHUNK - 1) // CHUNK
-    for back in range(chunks):
+    for back in tl.range(chunks, disable_licm=True):
         chunk = chunks - 1 - back
         count = tl.minimum(T - chunk * CHUNK, CHUNK)
         state = tl.load(checkpoints + (chunk * programs + program) * K * V + at, inside, 0)
-        for i in range(count):
+        for i in tl.range(count, disable_licm=True):
             t = chunk * CHUNK + i
             step = t * programs + program
             state = tl.where(tl.load(starts + t * B + b), 0.0, state)
@@ -142,7 +142,7 @@ def backward_kernel(
             beta = tl.load(slots + step * (2 * K + 1) + 2 * K)
             state += outer(k, beta * tl.load(errors + step * V + columns, in_columns, 0))
         tl.debug_barrier()
-        for j in range(count):
+        for j in tl.range(count, disable_licm=True):
             i = count - 1 - j
             t = chunk * CHUNK + i
             step = t * programs + program

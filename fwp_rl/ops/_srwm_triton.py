@@ -67,7 +67,7 @@ def forward_kernel(
     at, inside = rows[:, None] * M + columns[None, :], in_rows[:, None] & in_columns[None, :]
     initial_matrix = tl.load(base + h * K * M + at, inside, 0)
     state = tl.load(initial + program * K * M + at, inside, 0)
-    for t in range(T):
+    for t in tl.range(T, disable_licm=True):
         step = t * programs + program
         if KEEP:
             if t % CHUNK == 0:
@@ -125,12 +125,12 @@ def backward_kernel(
     # Reads differentiate by W = W_0 + D: what they add to the gradient of D, they add to that of W_0, too.
     d_initial_matrix = -d_state
     chunks = (T + CHUNK - 1) // CHUNK
-    for back in range(chunks):
+    for back in tl.range(chunks, disable_licm=True):
         chunk = chunks - 1 - back
         count = tl.minimum(T - chunk * CHUNK, CHUNK)
         initial_matrix = tl.load(base + h * K * M + at, inside, 0)
         state = tl.load(checkpoints + (chunk * programs + program) * K * M + at, inside, 0)
-        for i in range(count):
+        for i in tl.range(count, disable_licm=True):
             t = chunk * CHUNK + i
             step = t * programs + program
             state = tl.where(tl.load(starts + t * B + b), 0.0, state)
@@ -138,7 +138,7 @@ def backward_kernel(
             written = tl.load(errors + step * M + columns, in_columns, 0) * tl.load(rates + step * 4 + block)
             state += outer(tl.load(addresses + step * 2 * K + rows, in_rows, 0), written)
         tl.debug_barrier()
-        for j in range(count):
+        for j in tl.range(count, disable_licm=True):
             i = count - 1 - j
             t = chunk * CHUNK + i
             step = t * programs + program

@@ -72,7 +72,7 @@ def forward_kernel(
     at = ((pair // BLOCK_R) * R + pair % BLOCK_R)[:, None] * V + columns[None, :]
     inside = ((pair // BLOCK_R < V) & (pair % BLOCK_R < R))[:, None] & in_columns[None, :]
     state = tl.load(initial + program * V * R * V + at, inside, 0)
-    for t in range(T):
+    for t in tl.range(T, disable_licm=True):
         step = t * programs + program
         if KEEP:
             if t % CHUNK == 0:
@@ -142,11 +142,11 @@ def backward_kernel(
     matrices += program * CHUNK * V * R * V
     d_state = tl.load(d_final + program * V * R * V + at, inside, 0)
     chunks = (T + CHUNK - 1) // CHUNK
-    for back in range(chunks):
+    for back in tl.range(chunks, disable_licm=True):
         chunk = chunks - 1 - back
         count = tl.minimum(T - chunk * CHUNK, CHUNK)
         state = tl.load(checkpoints + (chunk * programs + program) * V * R * V + at, inside, 0)
-        for i in range(count):
+        for i in tl.range(count, disable_licm=True):
             step = (chunk * CHUNK + i) * programs + program
             state = tl.where(tl.load(starts + step), 0.0, state)
             tl.store(matrices + i * V * R * V + at, state, inside)
@@ -156,7 +156,7 @@ def backward_kernel(
             state += outer(k, tl.load(beta + step) / V * error)
             state *= _bound(state)
         tl.debug_barrier()
-        for j in range(count):
+        for j in tl.range(count, disable_licm=True):
             i = count - 1 - j
             step = (chunk * CHUNK + i) * programs + program
             before = tl.load(matrices + i * V * R * V + at, inside, 0)
