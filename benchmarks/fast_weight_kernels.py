@@ -74,13 +74,13 @@ def resources(case: Case, target: str) -> dict[str, int]:
         is_stride = re.fullmatch(r"T|B|H|.*_[tbhk]", parameter.name) and parameter.name not in ("grad_q", "grad_k")
         types.setdefault(parameter.name, "i32" if is_stride else "*fp32")
     os.environ.update(_triton.WITHOUT_WARP_GROUPS)
-    return compiled_for(target, function, constants, types, chosen.num_warps)
+    return counted(compiled_for(target, function, constants, types, chosen.num_warps))
 
 
 def compiled_for(
     target: str, function: triton.JITFunction, constants: dict[str, Any], types: dict[str, str], num_warps: int
-) -> dict[str, int]:
-    """What a kernel takes, with dense and aligned tensors; `types` of what is no constant."""
+) -> triton.compiler.CompiledKernel:
+    """For dense and aligned tensors; `types` of what is no constant."""
     names = [parameter.name for parameter in function.params]
     source = ASTSource(
         fn=function,
@@ -93,23 +93,24 @@ def compiled_for(
         },
     )
     options = {"num_warps": num_warps, "num_stages": 1, "enable_fp_fusion": True}
-    compiled = triton.compile(source, target=TARGETS[target], options=options)
-    return counted(compiled) | {"shared": compiled.metadata.shared}
+    return triton.compile(source, target=TARGETS[target], options=options)
 
 
 def counted(compiled: triton.compiler.CompiledKernel) -> dict[str, int]:
+    shared = compiled.metadata.shared
     if "amdgcn" in compiled.asm:
         found = dict(re.findall(r"\.(vgpr_count|private_segment_fixed_size):\s+(\d+)", compiled.asm["amdgcn"]))
-        return {"registers": int(found["vgpr_count"]), "stack": int(found["private_segment_fixed_size"])}
+        registers, stack = found["vgpr_count"], found["private_segment_fixed_size"]
+        return {"registers": int(registers), "stack": int(stack), "shared": shared}
     assert not re.search(r"wgmma\.mma|tcgen05\.mma", compiled.asm["ptx"]), "products by warp groups"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         command = [str(NVIDIA / "cuobjdump"), "-res-usage", file.name]
         shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", shown)
-    assert found is not None, shown
-    return {"registers": int(found[1]), "stack": int(found[2])}
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", shown)
+    assert usage is not None, shown
+    return {"registers": int(usage[1]), "stack": int(usage[2]), "shared": shared}
 
 
 def table(rows: dict[str, dict[str, list[int]]]) -> str:

@@ -10,15 +10,17 @@ compiles some of them again and compares.
 
 import importlib
 
-from benchmarks.fast_weight_kernels import compiled_for, run
+import triton
+
+from benchmarks.fast_weight_kernels import compiled_for, counted, run
 from fwp_rl.ops import _small_triton
 from fwp_rl.ops.recurrent_scan import NORM_EPSILON
 
 SIZES = {
-    "recurrent_delta": ((16, 16), (32, 32), (48, 48), (64, 64), (16, 64), (64, 16)),  # K, V
-    "fast_rnn": ((1, 16), (1, 32), (1, 64), (3, 16), (3, 32), (3, 48), (3, 64)),  # G, V
-    "srwm": ((16, 16), (32, 32), (64, 64)),  # K, V
-    "third_order": ((3, 16, 16), (3, 32, 16), (3, 16, 32), (3, 32, 32)),  # N, R, V
+    "recurrent_delta": ((16, 16), (32, 32), (48, 48), (64, 64), (16, 64), (64, 16), (128, 128)),  # K, V
+    "fast_rnn": ((1, 16), (1, 32), (1, 64), (1, 128), (3, 16), (3, 32), (3, 48), (3, 64)),  # G, V
+    "self_referential": ((16, 16), (32, 32), (64, 64)),  # K, V
+    "third_order": ((3, 16, 16), (3, 32, 16), (3, 16, 32)),  # N, R, V
 }
 
 Case = tuple[str, str, tuple[int, ...]]  # scan, direction, sizes
@@ -29,8 +31,7 @@ def describe(case: Case) -> str:
     return f"{scan} {direction} {'x'.join(map(str, sizes))}"
 
 
-def resources(case: Case, target: str) -> dict[str, int]:
-    """Compiles one kernel for one target."""
+def compiled(case: Case, target: str) -> triton.compiler.CompiledKernel:
     scan, direction, sizes = case
     module = importlib.import_module(f"fwp_rl.ops._{scan}_triton")
     kernel = getattr(module, f"{direction}_kernel")
@@ -40,6 +41,10 @@ def resources(case: Case, target: str) -> dict[str, int]:
     types = {parameter.name: "*fp32" for parameter in kernel.params}
     types |= {"starts": "*i1", "T": "i32", "B": "i32", "H": "i32"}
     return compiled_for(target, kernel, constants, types, num_warps)
+
+
+def resources(case: Case, target: str) -> dict[str, int]:
+    return counted(compiled(case, target))
 
 
 def all_cases() -> dict[str, Case]:
@@ -53,7 +58,7 @@ def all_cases() -> dict[str, Case]:
 
 def main() -> None:
     title = "Resources of the recurrent Triton kernels"
-    run(__doc__, "recurrent_kernels", title, all_cases(), "srwm forward 16x16", resources)
+    run(__doc__, "recurrent_kernels", title, all_cases(), "self_referential forward 16x16", resources)
 
 
 if __name__ == "__main__":

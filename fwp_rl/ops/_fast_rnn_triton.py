@@ -168,9 +168,9 @@ def backward_kernel(
                 d_c += d_y * gate_o
                 d_i = d_c * change * gate_i * (1 - gate_i)
                 d_o = d_y * (c + gate_i * change) * gate_o * (1 - gate_o)
+                # The fourth gate, which is padding, gets d_o too: its keys are zero, and it reaches nothing.
                 d_a = tl.where(gate[:, None] == 1, (d_c * gate_i)[None, :], d_o[None, :])
                 d_a = tl.where(gate[:, None] == 0, d_i[None, :], d_a)
-                d_a = tl.where(in_gates[:, None], d_a, 0.0)
                 d_c *= 1 - gate_i
             tl.store(d_z + step * G * V + at_columns, d_a, inside_columns)
             state = tl.load(matrices + i * G * V * V + at, inside, 0)

@@ -3,15 +3,19 @@
 Where `episode_starts[t, b]` is true, row b restarts from a zero state *before* step t; exactly zero gradient crosses
 the start, and a state that is not a number is forgotten too.
 
-Backends: "reference" (`_recurrent_reference`, a loop over torch operations, any device) and "numba" (fused loops with a
-hand-derived backward, CPU: `_recurrent_numba`, `_srwm_numba`, `_third_order_numba`). Both compute in the dtype of the
-state, float32 or float64, whatever the autocast mode and the dtype of the other arguments.
+Backends: "reference" (`_recurrent_reference`, a loop over torch operations, any device), "numba" (fused loops with a
+hand-derived backward, CPU: `_recurrent_numba`, `_srwm_numba`, `_third_order_numba`) and "triton" (the same as one kernel
+for the whole sequence each way, GPU, float32: `_small_triton` and the files that it names). All compute in the dtype of
+the state, float32 or float64, whatever the autocast mode and the dtype of the other arguments.
 
 Matrices are `[K, V]` and read as `matrix^T q`; `delta` below writes v under the key k with strength beta (Schlag et
 al. 2021): matrix + beta k (v - matrix^T k)^T. G: fast matrices of a head.
 """
 
+import functools
 import importlib
+import os
+import warnings
 from types import ModuleType
 
 import torch
@@ -20,7 +24,14 @@ from torch import Tensor
 
 from fwp_rl.ops.rnn_scan import RnnBackend, full_precision, resolve_backend
 
-_REFERENCE = "fwp_rl.ops._recurrent_reference"
+_NUMBA = {
+    "recurrent_delta": "_recurrent_numba",
+    "fast_rnn": "_recurrent_numba",
+    "self_referential": "_srwm_numba",
+    "third_order": "_third_order_numba",
+}
+_MODULES: dict[str, ModuleType] = {}
+"""Those that were in use; filled by `_resolve`."""
 
 NORM_EPSILON = 1e-5
 """Of the norm of `third_order_scan`, as in `torch.nn.LayerNorm`."""
@@ -52,9 +63,8 @@ def recurrent_delta_scan(
     )
     projected, recurrent, y = (x.to(matrix.dtype) for x in (projected, recurrent, y))
     with full_precision(matrix.device):
-        outputs, matrix, y = _implementation(backend, matrix).recurrent_delta_scan(
-            projected, recurrent, matrix, y, episode_starts
-        )
+        scan = _implementation(backend, matrix, "recurrent_delta", key_size, value_size).recurrent_delta_scan
+        outputs, matrix, y = scan(projected, recurrent, matrix, y, episode_starts)
     return outputs, (matrix, y)
 
 
@@ -94,9 +104,8 @@ def fast_rnn_scan(
     )
     k, v, beta, z, y, c = (x.to(matrices.dtype) for x in (k, v, beta, z, y, c))
     with full_precision(matrices.device):
-        outputs, matrices, y, c = _implementation(backend, matrices).fast_rnn_scan(
-            k, v, beta, z, matrices, y, c, episode_starts
-        )
+        scan = _implementation(backend, matrices, "fast_rnn", gates, value_size).fast_rnn_scan
+        outputs, matrices, y, c = scan(k, v, beta, z, matrices, y, c, episode_starts)
     return outputs, (matrices, y, c) if cell else (matrices, y)
 
 
@@ -121,7 +130,8 @@ def self_referential_scan(
     _check_shapes(state, base=(base, (heads, key_size, columns)), episode_starts=(episode_starts, (steps, batch)))
     x, base = x.to(state.dtype), base.to(state.dtype)
     with full_precision(state.device):
-        scan = _implementation(backend, state, "fwp_rl.ops._srwm_numba").self_referential_scan
+        sizes = key_size, columns - 2 * key_size - 4
+        scan = _implementation(backend, state, "self_referential", *sizes).self_referential_scan
         outputs, state = scan(x, base, state, episode_starts)
     return outputs, state
 
@@ -162,14 +172,51 @@ def third_order_scan(
     )
     inputs = [x.to(state.dtype) for x in (entity, relation, v, beta, query, relations)]
     with full_precision(state.device):
-        scan = _implementation(backend, state, "fwp_rl.ops._third_order_numba").third_order_scan
+        scan = _implementation(backend, state, "third_order", relations.shape[2], width, size).third_order_scan
         outputs, state = scan(*inputs, state, episode_starts)
     return outputs, state
 
 
-def _implementation(backend: str, state: Tensor, compiled: str = "fwp_rl.ops._recurrent_numba") -> ModuleType:
-    name = _REFERENCE if resolve_backend(backend, state.device) == "reference" else compiled
-    return importlib.import_module(name)
+def _implementation(backend: str, state: Tensor, scan: str, *sizes: int) -> ModuleType:
+    return _MODULES[_resolve(backend, state.device, state.dtype, scan, sizes)]
+
+
+def _resolve(backend: str, device: torch.device, dtype: torch.dtype, scan: str, sizes: tuple[int, ...]) -> str:
+    """The module for these arguments: the kernels do not take all sizes, and each is tried before it is trusted."""
+    name = resolve_backend(backend, device, dtype)
+    if name == "triton":
+        problem = _kernel_problem(device, scan, sizes)
+        if problem is not None:
+            if backend == "triton" or os.environ.get("FWP_RL_BACKEND") == "triton":
+                raise RuntimeError(f"backend='triton' cannot run: {problem}; use backend='auto'")
+            _warn(f"{scan}_scan runs many times slower, step by step: {problem}")
+            name = "reference"
+    module = {"reference": "_recurrent_reference", "numba": _NUMBA[scan], "triton": f"_{scan}_triton"}[name]
+    if module not in _MODULES:
+        _MODULES[module] = importlib.import_module(f"fwp_rl.ops.{module}")
+    return module
+
+
+# As of `rnn_scan.resolve_backend`: torch.compile takes what comes back for a constant.
+_resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _kernel_problem(device: torch.device, scan: str, sizes: tuple[int, ...]) -> str | None:
+    """Why these kernels cannot run here, among which that they compute something else than the reference."""
+    try:
+        kernels = importlib.import_module(f"fwp_rl.ops._{scan}_triton")
+        problem = importlib.import_module("fwp_rl.ops._small_triton").unsupported(kernels.constants(*sizes))
+        if problem is None and device.type != "cpu":
+            importlib.import_module("fwp_rl.ops._recurrent_check").check_against_reference(device, scan, sizes)
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+    return problem
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=6)
 
 
 def _check_state(state: Tensor, name: str, axes: int) -> torch.Size:

@@ -1,9 +1,6 @@
 """The Triton kernels of the recurrent scans against the reference in float64: on a GPU where there is one, else
 interpreted, in a process of its own because Triton decides on import."""
 
-import importlib.util
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +13,7 @@ from torch import Tensor
 triton = pytest.importorskip("triton")
 
 from fwp_rl.ops import _rnn_reference, _rnn_triton, rnn_scan  # noqa: E402
+from tests.fwp_rl.ops.interpreter import load, run_tests  # noqa: E402
 
 INTERPRETED = _rnn_triton.INTERPRETED
 ON_GPU = torch.cuda.is_available() and not INTERPRETED
@@ -38,14 +36,6 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert torch.empty(3, device=DEVICE).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
-
-
-def load(path: Path) -> ModuleType:
-    """A module from a file, past the hook that checks shapes in tests."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def arguments(kind: str, T: int, B: int, H: int) -> tuple[list[Tensor], Tensor]:
@@ -95,15 +85,7 @@ def assert_agrees(
 @pytest.mark.skipif(INTERPRETED or ON_GPU, reason="this process runs the kernels itself")
 def test_all_of_this_holds_in_the_interpreter() -> None:
     """Red: any of the tests below."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    root = Path(__file__).resolve().parents[3]
-    finished = subprocess.run(
-        command, env=environment | {"TRITON_INTERPRET": "1"}, cwd=root, capture_output=True, text=True
-    )
-    assert finished.returncode == 0, finished.stdout[-10_000:]
-    assert "skipped" in finished.stdout.splitlines()[-1]
-    assert " passed" in finished.stdout
+    run_tests(__file__)
 
 
 @runs_kernels
