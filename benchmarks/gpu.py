@@ -7,7 +7,8 @@ First the kernels against the definition in float64: where they are wrong, nothi
 Then forward and backward of a training sequence (of one step: forward alone, as in a rollout), each as PyTorch launches
 it and replayed from a CUDA graph, which is what the GPU itself needs. The peers are flash-linear-attention, if it is
 installed, with starts as ragged sequences (`cu_seqlens`), and `nn.LSTM` with as many units as the heads have values
-together, without starts: it cannot have them.
+together, without starts: it cannot have them. Before that, the same of the recurrent fast weights
+(`benchmarks.gpu_recurrent`); one of those that is wrong is not timed, and the exit status is 1 at the end.
 """
 
 import argparse
@@ -17,7 +18,6 @@ import itertools
 import json
 import os
 import pathlib
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import gpu_recurrent
+from benchmarks.gpu_timing import Workload, cell, differentiated, launched, replayed
 from benchmarks.machine import describe_machine
 from fwp_rl.ops import fast_weight_scan
 
@@ -41,8 +43,6 @@ TOLERANCE = {"float32": 2e-5, "bfloat16": 1e-2}
 """Relative to the largest entry; gradients of bfloat16 inputs are rounded to bfloat16."""
 LARGEST_MINUTES = 8.0
 RESULTS = pathlib.Path(__file__).parent / "results"
-
-Workload = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def ours(backend: str) -> Callable[[Case, torch.device], Workload]:
         def scan() -> Tensor:
             return fast_weight_scan(**leaves, episode_starts=starts, backend=backend)[0]  # type: ignore[arg-type]  # a name
 
-        return differentiated(scan, list(leaves.values()), case)
+        return differentiated(scan, list(leaves.values()), case.differentiates)
 
     return make
 
@@ -160,7 +160,7 @@ def flash_linear_attention(name: str) -> Callable[[Case, torch.device], Workload
             y, _ = operator(**leaves, scale=1.0, output_final_state=True, cu_seqlens=lengths)
             return y
 
-        return differentiated(scan, list(leaves.values()), case)
+        return differentiated(scan, list(leaves.values()), case.differentiates)
 
     return make
 
@@ -172,23 +172,7 @@ def lstm(case: Case, device: torch.device) -> Workload:
     module = nn.LSTM(width, width).to(device, dtype)
     inputs = torch.randn(case.steps, case.programs // HEADS, width, device=device, dtype=dtype)
     inputs.requires_grad_(case.differentiates)
-    return differentiated(lambda: module(inputs)[0], [inputs, *module.parameters()], case)
-
-
-def differentiated(forward: Callable[[], Tensor], leaves: list[Tensor], case: Case) -> Workload:
-    if not case.differentiates:
-
-        def without_gradient() -> None:
-            with torch.no_grad():
-                forward()
-
-        return without_gradient
-
-    def both() -> None:
-        y = forward()
-        torch.autograd.grad(y, leaves, torch.ones_like(y))
-
-    return both
+    return differentiated(lambda: module(inputs)[0], [inputs, *module.parameters()], case.differentiates)
 
 
 CONTENDERS: dict[str, Callable[[Case, torch.device], Workload]] = {
@@ -202,54 +186,6 @@ CONTENDERS: dict[str, Callable[[Case, torch.device], Workload]] = {
 
 
 # ------------------------------------------------------------------------------------------------------------ timing
-
-
-def launched(work: Workload, device: torch.device) -> float:
-    """Milliseconds of one call, median."""
-    for _ in range(3):  # compiles, tunes, allocates
-        work()
-    began = time.perf_counter()
-    work()
-    synchronize(device)
-    repeats = max(3, min(50, int(0.05 / (time.perf_counter() - began))))
-    times = []
-    for _ in range(repeats):
-        if device.type == "cuda":
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            work()
-            end.record()
-            end.synchronize()
-            times.append(begin.elapsed_time(end))
-        else:
-            began = time.perf_counter()
-            work()
-            times.append(1e3 * (time.perf_counter() - began))
-    return statistics.median(times)
-
-
-def replayed(work: Workload, device: torch.device) -> float | None:
-    """The same from a CUDA graph; None where it cannot be captured (it asks the GPU something on its way)."""
-    if device.type != "cuda":
-        return None
-    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        work()
-    torch.cuda.current_stream().wait_stream(side)
-    try:
-        with torch.cuda.graph(graph):
-            work()
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:
-        return None
-    return launched(graph.replay, device)
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def measure(cases: list[Case], device: torch.device, deadline: float) -> list[dict[str, Any]]:
@@ -286,14 +222,9 @@ def label(case: Case) -> str:
     return f"T = {case.steps}, {case.programs} programs, D = {case.size}, {case.dtype}, starts {case.starts:.0%}"
 
 
-def cell(times: dict[str, float | None] | str) -> str:
-    if isinstance(times, str):
-        return times
-    shown = [f"{x:.3f}" for x in times.values() if x is not None]
-    return " / ".join(shown)
-
-
-def as_markdown(machine: str, checked: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
+def as_markdown(
+    machine: str, checked: list[dict[str, Any]], rows: list[dict[str, Any]], recurrent_rows: list[dict[str, Any]]
+) -> str:
     rows = sorted(rows, key=lambda row: (row["steps"], row["programs"], row["size"], row["dtype"], row["starts"]))
     worst = {dtype: max(x["error"] for x in checked if x["dtype"] == dtype) for dtype in DTYPES}
     lines = [
@@ -309,7 +240,7 @@ def as_markdown(machine: str, checked: list[dict[str, Any]], rows: list[dict[str
     for row in rows:
         head = f"| {row['steps']} | {row['programs']} | {row['size']} | {row['dtype']} | {row['starts']:.0%} |"
         lines.append(f"{head} {' | '.join(cell(row['times'][name]) for name in CONTENDERS)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n\n" + gpu_recurrent.as_markdown(recurrent_rows)
 
 
 def describe_gpu() -> str:
@@ -341,7 +272,7 @@ def main() -> None:
         cpu = torch.device("cpu")
         checked = check([Case(21, 4, 16, dtype, 0.2) for dtype in DTYPES], cpu)
         rows = measure([Case(steps, 4, 16, "float32", 0.05) for steps in (1, 20)], cpu, deadline)
-        print(as_markdown(f"Interpreted, on a CPU: {describe_machine()}", checked, rows))
+        print(as_markdown(f"Interpreted, on a CPU: {describe_machine()}", checked, rows, gpu_recurrent.measure(cpu, smoke=True)))
         return
     if not torch.cuda.is_available():
         parser.error("there is no GPU here; --smoke runs without one")
@@ -351,11 +282,14 @@ def main() -> None:
         Case(steps, programs, size, dtype, starts)
         for steps, programs, dtype, starts, size in itertools.product(STEPS, PROGRAMS, DTYPES, STARTS, SIZES)
     ]
-    machine, rows = describe_gpu(), measure(cases, gpu, deadline)
+    machine, recurrent_rows, rows = describe_gpu(), gpu_recurrent.measure(gpu), measure(cases, gpu, deadline)
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({"machine": machine, "errors": checked, "times": rows}, indent=1)
+    text = json.dumps({"machine": machine, "errors": checked, "times": rows, "recurrent": recurrent_rows}, indent=1)
     (RESULTS / "gpu.json").write_text(text + "\n", encoding="utf-8")
-    (RESULTS / "gpu.md").write_text(as_markdown(machine, checked, rows), encoding="utf-8")
+    (RESULTS / "gpu.md").write_text(as_markdown(machine, checked, rows, recurrent_rows), encoding="utf-8")
+    failed = [f"{row['scan']} {row['sizes']}: {row['failed']}" for row in recurrent_rows if row["failed"]]
+    if failed:
+        sys.exit("recurrent kernels failed, and were not timed: " + "; ".join(failed))
 
 
 if __name__ == "__main__":

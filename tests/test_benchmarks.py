@@ -11,7 +11,7 @@ import pytest
 from benchmarks.learning import QUESTIONS, as_markdown
 
 ROOT = Path(__file__).parent.parent
-HELPERS = ("__init__", "floor", "machine")
+HELPERS = ("__init__", "floor", "gpu_recurrent", "gpu_timing", "machine")
 SCRIPTS = sorted(file.stem for file in (ROOT / "benchmarks").glob("*.py") if file.stem not in HELPERS)
 
 

@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import tempfile
+from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import triton
@@ -56,3 +58,17 @@ def compile_kernel(kernel: triton.JITFunction, target: str, num_gates: int, alig
         usage = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     registers, spill = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
     return Resources(registers, spill, shared), compiled.asm["ptx"]
+
+
+def barriers(module: ModuleType, assembly: str, barrier: str) -> tuple[set[str], set[str]]:
+    """Lines of the kernel that ask for a barrier of the program, and those of them that got one."""
+    source = Path(module.__file__).read_text(encoding="utf-8").splitlines()
+    asked = {str(number) for number, line in enumerate(source, 1) if "tl.debug_barrier()" in line}
+    found, line_of_source = set(), ""
+    for line in assembly.splitlines():
+        words = line.split()
+        if words[:1] == [".loc"]:
+            line_of_source = words[2]
+        elif words[:1] == [barrier]:
+            found.add(line_of_source)
+    return asked, asked & found

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from fwp_rl.ops import (
+    _recurrent_check,
     fast_rnn_scan,
     fast_weight_scan,
     recurrent_delta_scan,
     self_referential_scan,
     third_order_scan,
 )
+from fwp_rl.ops.recurrent_scan import _resolve
 from fwp_rl.state import State, state_leaves
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-10}
@@ -192,6 +194,30 @@ def test_wrong_arguments_are_named(kind: str) -> None:
         run(kind, leaves, starts.long(), "reference")
     with pytest.raises((ValueError, jaxtyping.TypeCheckError), match="cuda"):
         run(kind, leaves, starts, "cuda")
+
+
+def test_on_a_gpu_the_kernels_run_that_pass_their_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Catches: tensors on a GPU that go to the loops for the CPU; kernels that compute nonsense on a GPU nobody tried
+    # them on; a fallback that does not say why, or says it at every call, or in place of an explicit backend.
+    monkeypatch.setattr(pytest.importorskip("fwp_rl.ops._rnn_triton"), "self_check", lambda device: None)
+    monkeypatch.setattr(_recurrent_check, "check_against_reference", lambda *_: None)
+    monkeypatch.delenv("FWP_RL_BACKEND", raising=False)
+    good, bad = torch.device("cuda", 93), torch.device("cuda", 94)
+    for scan, sizes in (("recurrent_delta", (5, 6)), ("fast_rnn", (3, 5)), ("third_order", (2, 3, 4))):
+        assert _resolve("auto", good, torch.float32, scan, sizes) == f"_{scan}_triton"
+
+    def fail(*_: object) -> None:
+        raise ArithmeticError("off by 3")
+
+    monkeypatch.setattr(_recurrent_check, "check_against_reference", fail)
+    arguments = (bad, torch.float32, "self_referential", (5, 6))
+    with pytest.warns(UserWarning, match=r"self_referential_scan runs many times slower, .*: ArithmeticError: off by 3"):
+        assert _resolve("auto", *arguments) == "_recurrent_reference"
+    assert _resolve("auto", *arguments) == "_recurrent_reference"
+    with pytest.raises(RuntimeError, match="backend='triton' cannot run: ArithmeticError: off by 3; use backend='auto'"):
+        _resolve("triton", *arguments)
+    with pytest.raises(RuntimeError, match="matrices of up to 16384 numbers, padded; got 65536"):
+        _resolve("triton", good, torch.float32, "self_referential", (128, 8))
 
 
 # ------------------------------------------------------------------------------------- what writing and reading means

@@ -9,7 +9,7 @@ if triton.knobs.runtime.interpret:
     pytest.skip("this process interprets kernels instead of compiling them", allow_module_level=True)
 
 from fwp_rl.ops import _rnn_triton  # noqa: E402
-from tests.fwp_rl.ops.rnn_aot import TARGETS, Resources, compile_kernel  # noqa: E402
+from tests.fwp_rl.ops.rnn_aot import TARGETS, Resources, barriers, compile_kernel  # noqa: E402
 
 KERNELS = {"forward": _rnn_triton.forward_kernel, "backward": _rnn_triton.backward_kernel}
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
@@ -38,20 +38,6 @@ def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
 
 
-def assert_steps_are_separated(assembly: str, barrier: str) -> None:
-    """A barrier comes from the line of the kernel that asks for it, and not only from products inside a step."""
-    source = Path(_rnn_triton.__file__).read_text(encoding="utf-8").splitlines()
-    asked = [str(number) for number, line in enumerate(source, 1) if "tl.debug_barrier()" in line]
-    line_of_source = ""
-    for line in assembly.splitlines():
-        words = line.split()
-        if words[:1] == [".loc"]:
-            line_of_source = words[2]
-        elif words[:1] == [barrier] and line_of_source in asked:
-            return
-    raise AssertionError(f"no {barrier} between the steps")
-
-
 @pytest.mark.parametrize(("direction", "kind", "aligned", "row"), ROWS)
 def test_kernels_compile_for_every_target_and_take_what_the_table_says(
     direction: str, kind: str, aligned: bool, row: tuple[tuple[int, int, int], ...]
@@ -62,7 +48,8 @@ def test_kernels_compile_for_every_target_and_take_what_the_table_says(
         resources, assembly = compile_kernel(KERNELS[direction], target, GATES[kind], aligned)
         # The state of a step is read back by other threads: the read-only cache would return what was there before.
         assert "ld.global.nc" not in assembly
-        assert_steps_are_separated(assembly, "s_barrier" if target == "gfx942" else "bar.sync")
+        _, found = barriers(_rnn_triton, assembly, "s_barrier" if target == "gfx942" else "bar.sync")
+        assert found, "the steps are not separated"
         if triton.__version__ == TABLE_VERSION:
             assert resources == Resources(*expected), target
         else:
