@@ -7,11 +7,13 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from fwp_rl.ops import fast_weight_scan, resolve_backend
+from fwp_rl.ops import fast_weight_scan, recurrent_delta_scan, recurrent_scan, resolve_backend
 
 _PACKAGES = (
     *("fwp-rl", "torch", "numpy", "numba", "triton", "gymnasium", "minigrid"),
@@ -27,7 +29,9 @@ def examine(root: Path = Path("runs")) -> tuple[str, bool]:
     """
     checks: dict[str, Callable[[], str]] = {
         "fast weights on the CPU": lambda: _scan(torch.device("cpu")),
-        "fast weights on the GPU": _scan_on_gpu,
+        "recurrent ones on the CPU": lambda: _recurrent_scan(torch.device("cpu")),
+        "fast weights on the GPU": lambda: _on_gpu(_scan),
+        "recurrent ones on the GPU": lambda: _on_gpu(_recurrent_scan),
         "a step in MiniGrid, drawn": _minigrid,
         f"writing to {root}": lambda: _write(root),
     }
@@ -54,7 +58,6 @@ def _version(package: str) -> str:
 
 
 def _scan(device: torch.device) -> str:
-    """The backend that is chosen, and how far it is from the definition."""
     torch.manual_seed(0)
     inputs = {
         "q": torch.randn(20, 2, 2, 16, device=device),
@@ -63,15 +66,37 @@ def _scan(device: torch.device) -> str:
         "beta": torch.rand(20, 2, 2, device=device),
         "state": torch.randn(2, 2, 16, 16, device=device),
     }
+    return _compare(fast_weight_scan, inputs, lambda: resolve_backend("auto", device))
+
+
+def _recurrent_scan(device: torch.device) -> str:
+    torch.manual_seed(0)
+    inputs = {
+        "projected": torch.randn(20, 2, 2, 49, device=device),
+        "recurrent": 0.2 * torch.randn(2, 16, 49, device=device),
+        "matrix": torch.randn(2, 2, 16, 16, device=device),
+        "y": torch.randn(2, 2, 16, device=device),
+    }
+
+    def scan(matrix: Tensor, y: Tensor, **others: Any) -> tuple[Tensor, Tensor]:
+        outputs, (matrix, _) = recurrent_delta_scan(state=(matrix, y), **others)
+        return outputs, matrix
+
+    return _compare(scan, inputs, lambda: recurrent_scan.resolve_backend("auto", device))
+
+
+def _compare(scan: Callable[..., tuple[Tensor, Tensor]], inputs: dict[str, Tensor], choose: Callable[[], str]) -> str:
+    """The backend that is chosen, and how far it is from the definition."""
+    device = next(iter(inputs.values())).device
     starts = torch.rand(20, 2, device=device) < 0.1
     results = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for backend in ("auto", "reference"):
             leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
-            y, state = fast_weight_scan(**leaves, episode_starts=starts, backend=backend)  # type: ignore[arg-type]  # a name from the tuple above
+            y, state = scan(**leaves, episode_starts=starts, backend=backend)
             results.append([y, state, *torch.autograd.grad(y.square().sum() + state.sum(), list(leaves.values()))])
-        chosen = resolve_backend("auto", device)
+        chosen = choose()
     error = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*results, strict=True))
     if not error < _TOLERANCE:
         raise RuntimeError(f"the {chosen} backend is off by {error:.1e}")
@@ -79,10 +104,10 @@ def _scan(device: torch.device) -> str:
     return f"{chosen}, off by {error:.0e}{said}"
 
 
-def _scan_on_gpu() -> str:
+def _on_gpu(scan: Callable[[torch.device], str]) -> str:
     if not torch.cuda.is_available():
         return "there is none"
-    return f"{torch.cuda.get_device_name()}: {_scan(torch.device('cuda'))}"
+    return f"{torch.cuda.get_device_name()}: {scan(torch.device('cuda'))}"
 
 
 def _minigrid() -> str:

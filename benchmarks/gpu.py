@@ -272,7 +272,11 @@ def main() -> None:
         cpu = torch.device("cpu")
         checked = check([Case(21, 4, 16, dtype, 0.2) for dtype in DTYPES], cpu)
         rows = measure([Case(steps, 4, 16, "float32", 0.05) for steps in (1, 20)], cpu, deadline)
-        print(as_markdown(f"Interpreted, on a CPU: {describe_machine()}", checked, rows, gpu_recurrent.measure(cpu, smoke=True)))
+        print(
+            as_markdown(
+                f"Interpreted, on a CPU: {describe_machine()}", checked, rows, gpu_recurrent.measure(cpu, smoke=True)
+            )
+        )
         return
     if not torch.cuda.is_available():
         parser.error("there is no GPU here; --smoke runs without one")

@@ -39,9 +39,7 @@ def measure(device: torch.device, smoke: bool = False) -> list[Row]:
         steps, batch, heads = (2, 1, 1) if smoke else (37, 5, 3)
         starts = torch.rand(steps, batch, generator=generator, device=device) < 0.1
         try:
-            row["error"], row["in"] = largest_error(
-                scan, example(scan, sizes, steps, batch, heads, generator), starts
-            )
+            row["error"], row["in"] = largest_error(scan, example(scan, sizes, steps, batch, heads, generator), starts)
             if not row["error"] <= (TOLERANCE_THIRD_ORDER if scan == "third_order" else TOLERANCE):
                 raise ArithmeticError(f"off by {row['error']:.1e} in the {row['in']}")
             for steps in (1,) if smoke else STEPS:
@@ -71,9 +69,9 @@ def times(scan: str, sizes: tuple[int, ...], steps: int, shape: tuple[int, int],
 def as_markdown(rows: list[Row]) -> str:
     lines = [
         "## Recurrent fast weights\n",
-        f"Milliseconds as above, float32, B = {ROWS}, {HEADS} heads (`third_order`: none), {STARTS:.0%} starts. Sizes are "
-        "K x V, G x V (`fast_rnn`) and N x R x V (`third_order`). `reference` is the same as PyTorch operations, step "
-        "by step.\n",
+        f"Milliseconds as above, float32, B = {ROWS}, {HEADS} heads (`third_order`: none), {STARTS:.0%} starts. Sizes "
+        "are K x V, G x V (`fast_rnn`) and N x R x V (`third_order`). `reference` is the same as PyTorch operations, "
+        "step by step.\n",
         "| scan | sizes | T | triton | reference | largest error |",
         "|---|---|---|---|---|---|",
     ]

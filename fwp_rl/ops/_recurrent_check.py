@@ -70,9 +70,9 @@ def largest_error(scan: str, arguments: dict[str, Tensor], starts: Tensor) -> tu
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(starts.device.type, enabled=False):
             leaves = {name: x.to(dtype, copy=True).requires_grad_() for name, x in arguments.items()}
             outputs, *final = function(*leaves.values(), starts)
-            loss = sum(torch.linspace(-1, 1, x.numel(), device=x.device, dtype=dtype).dot(x.cos().flatten())
-                       for x in (outputs, *final))  # fmt: skip
-            gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+            weights = [torch.linspace(-1, 1, x.numel(), device=x.device, dtype=dtype) for x in (outputs, *final)]
+            losses = [x.cos().flatten().dot(w) for x, w in zip((outputs, *final), weights, strict=True)]
+            gradients = torch.autograd.grad(losses, list(leaves.values()), allow_unused=True, materialize_grads=True)
         with torch.no_grad():
             rollout, *_ = function(*leaves.values(), starts)
         results = {"outputs": outputs, "outputs without gradients": rollout}

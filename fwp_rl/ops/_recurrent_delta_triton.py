@@ -1,7 +1,7 @@
 """The scan of the recurrent delta net as Triton kernels: one launch forward, one backward.
 
-The scheme is that of `_small_triton`. The slow weights of a head stay in registers, like its fast matrix. Their gradient
-is one matrix product over all steps, after the backward kernel.
+The scheme is that of `_small_triton`. The slow weights of a head stay in registers, like its fast matrix. Their
+gradient is one matrix product over all steps, after the backward kernel.
 """
 
 import torch
@@ -19,8 +19,10 @@ from fwp_rl.ops._small_triton import outer, read, read_transposed, softmax, soft
 
 @triton.jit
 def _slow_weights(recurrent, rows, columns, K: tl.constexpr, V: tl.constexpr):
-    """Those that make q and k, [K, V], v, [V, V], and b, [V], of tanh(y): what they make comes as rows, as rows, as
-    columns and as a number."""
+    """[K, V], [K, V], [V, V] and [V]: what makes q, k, v and b of tanh(y), by sums over the second or the first axis.
+
+    So q and k come out as rows of the fast matrix, and v as its columns.
+    """
     P: tl.constexpr = 2 * K + V + 1
     inside = (rows < K)[:, None] & (columns < V)[None, :]
     to_q = tl.load(recurrent + columns[None, :] * P + rows[:, None], inside, 0)
@@ -67,7 +69,7 @@ def forward_kernel(
     y = tl.load(initial_y + program * V + columns, in_columns, 0)
     for t in tl.range(T, disable_licm=True):
         step = t * programs + program
-        if KEEP:
+        if KEEP:  # noqa: SIM102 - one is known when the kernel is compiled, the other is not
             if t % CHUNK == 0:
                 tl.store(checkpoints + ((t // CHUNK) * programs + program) * K * V + at, state, inside)
         start = tl.load(starts + t * B + b)

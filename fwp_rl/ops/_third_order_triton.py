@@ -1,7 +1,7 @@
 """The third-order scan as Triton kernels: one launch forward, one backward.
 
-The scheme is that of `_small_triton`, with one program for each row of the batch. The rows of F belong to pairs (entity,
-relation). A chain of N reads goes over N + 1 places, of which the first is the query and the last the output.
+The scheme is that of `_small_triton`, with one program for each row of the batch. The rows of F belong to pairs of an
+entity and a relation. A chain of N reads goes over N + 1 places; the first is the query, and the last the output.
 """
 
 import torch
@@ -74,7 +74,7 @@ def forward_kernel(
     state = tl.load(initial + program * V * R * V + at, inside, 0)
     for t in tl.range(T, disable_licm=True):
         step = t * programs + program
-        if KEEP:
+        if KEEP:  # noqa: SIM102 - one is known when the kernel is compiled, the other is not
             if t % CHUNK == 0:
                 tl.store(checkpoints + ((t // CHUNK) * programs + program) * V * R * V + at, state, inside)
         state = tl.where(tl.load(starts + step), 0.0, state)
@@ -201,7 +201,11 @@ def backward_kernel(
 
 def constants(N: int, R: int, V: int) -> dict[str, int]:
     """Of both kernels."""
-    blocks = {"BLOCK_E": _small_triton.padded(V), "BLOCK_R": _small_triton.padded(R), "BLOCK_V": _small_triton.padded(V)}
+    blocks = {
+        "BLOCK_E": _small_triton.padded(V),
+        "BLOCK_R": _small_triton.padded(R),
+        "BLOCK_V": _small_triton.padded(V),
+    }
     return {"N": N, "R": R, "V": V} | blocks
 
 

@@ -4,9 +4,9 @@ Where `episode_starts[t, b]` is true, row b restarts from a zero state *before* 
 the start, and a state that is not a number is forgotten too.
 
 Backends: "reference" (`_recurrent_reference`, a loop over torch operations, any device), "numba" (fused loops with a
-hand-derived backward, CPU: `_recurrent_numba`, `_srwm_numba`, `_third_order_numba`) and "triton" (the same as one kernel
-for the whole sequence each way, GPU, float32: `_small_triton` and the files that it names). All compute in the dtype of
-the state, float32 or float64, whatever the autocast mode and the dtype of the other arguments.
+hand-derived backward, CPU: `_recurrent_numba`, `_srwm_numba`, `_third_order_numba`) and "triton" (one kernel for the
+whole sequence each way, GPU, float32: `_recurrent_delta_triton` and its like). All compute in the dtype of the state,
+float32 or float64, whatever the autocast mode and the dtype of the other arguments.
 
 Matrices are `[K, V]` and read as `matrix^T q`; `delta` below writes v under the key k with strength beta (Schlag et
 al. 2021): matrix + beta k (v - matrix^T k)^T. G: fast matrices of a head.

@@ -211,10 +211,14 @@ def test_on_a_gpu_the_kernels_run_that_pass_their_check(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(_recurrent_check, "check_against_reference", fail)
     arguments = (bad, torch.float32, "self_referential", (5, 6))
-    with pytest.warns(UserWarning, match=r"self_referential_scan runs many times slower, .*: ArithmeticError: off by 3"):
+    with pytest.warns(
+        UserWarning, match=r"self_referential_scan runs many times slower, .*: ArithmeticError: off by 3"
+    ):
         assert _resolve("auto", *arguments) == "_recurrent_reference"
     assert _resolve("auto", *arguments) == "_recurrent_reference"
-    with pytest.raises(RuntimeError, match="backend='triton' cannot run: ArithmeticError: off by 3; use backend='auto'"):
+    with pytest.raises(
+        RuntimeError, match="backend='triton' cannot run: ArithmeticError: off by 3; use backend='auto'"
+    ):
         _resolve("triton", *arguments)
     with pytest.raises(RuntimeError, match="matrices of up to 16384 numbers, padded; got 65536"):
         _resolve("triton", good, torch.float32, "self_referential", (128, 8))
