@@ -16,9 +16,8 @@ from fwp_rl.ops._recurrent_check import TOLERANCE, TOLERANCE_THIRD_ORDER, exampl
 
 SIZES = (
     ("recurrent_delta", (32, 32)),
-    ("recurrent_delta", (48, 48)),
     ("fast_rnn", (1, 32)),
-    ("fast_rnn", (3, 48)),
+    ("fast_rnn", (3, 32)),
     ("self_referential", (32, 32)),
     ("third_order", (3, 16, 16)),
 )
