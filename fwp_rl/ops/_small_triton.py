@@ -21,9 +21,8 @@ from torch import Tensor
 
 CHUNK = 16
 """Steps from one stored matrix to the next."""
-NUMBERS = 16
-"""Of one matrix in a thread, as far as there are warps: the backward kernels hold several such matrices."""
-LARGEST_WARPS = 16
+NUMBERS_OF_THREAD, LARGEST_WARPS = 16, 16
+"""So many of one matrix, as far as there are warps: the backward kernels hold several such matrices."""
 LARGEST_MATRIX = 2**14
 """In numbers, padded: with twice as many, all registers of a multiprocessor would spill."""
 
@@ -75,18 +74,19 @@ def padded(size: int) -> int:
 
 
 def num_warps(constants: dict[str, int], warp_size: int) -> int:
-    """Warps of a program whose matrix has the axes BLOCK_..."""
-    return min(LARGEST_WARPS, max(1, _numbers(constants) // (NUMBERS * warp_size)))
+    """Warps of a program."""
+    return min(LARGEST_WARPS, max(1, numbers(constants) // (NUMBERS_OF_THREAD * warp_size)))
 
 
 def unsupported(constants: dict[str, int]) -> str | None:
     """Why there is no kernel of these sizes; None if there is."""
-    if _numbers(constants) <= LARGEST_MATRIX:
+    if numbers(constants) <= LARGEST_MATRIX:
         return None
-    return f"registers hold matrices of up to {LARGEST_MATRIX} numbers, padded; got {_numbers(constants)}"
+    return f"registers hold matrices of up to {LARGEST_MATRIX} numbers, padded; got {numbers(constants)}"
 
 
-def _numbers(constants: dict[str, int]) -> int:
+def numbers(constants: dict[str, int]) -> int:
+    """Of the matrix of a program, padded: it has the axes BLOCK_..."""
     return math.prod(size for name, size in constants.items() if name.startswith("BLOCK_"))
 
 

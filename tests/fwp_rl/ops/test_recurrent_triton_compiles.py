@@ -12,14 +12,14 @@ if triton.knobs.runtime.interpret:
 
 from benchmarks.fast_weight_kernels import RESULTS, TARGETS, counted  # noqa: E402
 from benchmarks.recurrent_kernels import Case, all_cases, compiled, describe  # noqa: E402
+from fwp_rl.ops._small_triton import numbers  # noqa: E402
 from tests.fwp_rl.ops.rnn_aot import barriers  # noqa: E402
 
 RECORDED = json.loads((RESULTS / "recurrent_kernels.json").read_text(encoding="utf-8"))
 LARGEST_SHARED = 64 * 1024
-LARGEST_STACK = 0
-# Of kernels of more than 4096 numbers, padded, which more than 16 warps would have to share.
-LARGEST_STACK_OF_LARGE = 500
-LARGE = ("48x48", "64x64", "128x128", "1x128", "3x48", "3x64", "3x16x32", "3x32x16")
+LARGEST_STACK, LARGEST_STACK_OF_LARGE, LARGE = 32, 512, 4096
+"""Matrices with more numbers than that, padded, have too few warps to share them."""
+DEFAULTS = ("32x32", "1x32", "3x32", "3x16x16")
 REPRESENTATIVE: list[tuple[str, Case]] = [
     ("sm_80", ("recurrent_delta", "backward", (64, 16))),
     ("sm_90", ("fast_rnn", "backward", (1, 32))),
@@ -71,5 +71,8 @@ def test_recorded_kernels_stay_within_their_budget(version: str, target: str) ->
     table = RECORDED[version][target]
     assert set(table) == set(all_cases())
     for name, (_, stack, shared) in table.items():
+        scan, _, sizes = all_cases()[name]
+        large = numbers(importlib.import_module(f"fwp_rl.ops._{scan}_triton").constants(*sizes)) > LARGE
         assert shared <= LARGEST_SHARED, name
-        assert stack <= (LARGEST_STACK_OF_LARGE if name.split()[-1] in LARGE else LARGEST_STACK), name
+        assert stack <= (LARGEST_STACK_OF_LARGE if large else LARGEST_STACK), name
+        assert stack == 0 or name.split()[-1] not in DEFAULTS, name
