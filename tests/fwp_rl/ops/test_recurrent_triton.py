@@ -234,7 +234,7 @@ MUTATIONS = {
         ("the bound is always on", "tl.where(squares > 1, squares, 1.0)", "squares"),
         ("the mean reaches the padding", f"tl.where(in_columns, {CENTRED}, 0.0)", CENTRED),
         ("the strength is not shared", "d_strength / V", "d_strength"),
-        ("entity and relation are mixed up", "read_transposed(d_pairs, y), read(d_pairs, x)", "y, x"),
+        ("relations get twice their gradient", "y), read(d_pairs, x)", "y), 2 * read(d_pairs, x)"),
     ),
 }
 FAST = ("matrices are rebuilt across a start", "gates are mixed up", "rates of another block", "no bound")
