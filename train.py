@@ -14,9 +14,9 @@ import tyro
 
 from agents.command_line import nearest, option_value, parse, run
 from agents.config import TrainConfig
+from agents.episodes import resolve
 from agents.errors import UsageError
 from agents.presets import preset_config
-from envs import UnknownEnvironmentError, resolve
 from fwp_rl.registry import memory_configs
 
 DESCRIPTION = """Train an agent that has to remember, and write the run to runs/<env>/<memory>/seed_<n>/.
@@ -55,10 +55,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
 def _default_config(arguments: list[str]) -> TrainConfig:
     """The preset that the command line starts from. It is needed before parsing, since it sets the defaults."""
     env_id, preset = (_value_of(name, arguments) for name in ("env-id", "preset"))
-    try:
-        return preset_config(None if env_id is None else resolve(env_id), preset)
-    except UnknownEnvironmentError as error:
-        raise UsageError(str(error)) from error
+    return preset_config(None if env_id is None else resolve(env_id), preset)
 
 
 def _value_of(name: str, arguments: list[str]) -> str | None:

@@ -224,7 +224,7 @@ def _row(job: Job, episodes: int) -> dict[str, Any]:
 def _score(config: TrainConfig, played: list[Episode]) -> tuple[float, str | None]:
     """What is compared, and on what scale: None where no other task can be measured by it."""
     mean = float(np.mean([episode.episode_return for episode in played]))
-    task = envs.make_vector(config.env_id, 1, **config.env_options)
+    task = envs.make_vector(config.env_id, 1, wrappers=config.wrappers, **config.env_options)
     if task is not None:
         anchors = task.anchors()
         share = (mean - anchors["memoryless"]) / (anchors["optimal"] - anchors["memoryless"])

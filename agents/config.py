@@ -68,6 +68,9 @@ class TrainConfig:
     """Task to train on: an own task (fwp/...), MiniGrid-..., BabyAI-..., ...NoVel-..., or any Gymnasium id."""
     env_options: Mapping[str, OptionValue] = field(default_factory=dict)
     """Options of the environment, such as view_size or actions."""
+    wrappers: tuple[str, ...] = ()
+    """Wrappers around the environment, the first innermost, each NAME or NAME:OPTION=VALUE, such as
+    flicker:probability=0.5 or mask:hide=1,3. `python -m agents list` names them."""
     memory: MemoryConfig = field(default_factory=lambda: memory_config("delta"))
     """The memory of the agent."""
     n_blocks: int = 1

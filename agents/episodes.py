@@ -6,13 +6,14 @@ Seeds of training and of evaluation never meet: evaluation takes 1 000 000 + i f
 
 import itertools
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 
 import envs
+from agents.config import OptionValue
 from agents.errors import EnvironmentFaultError, UsageError
 
 EVALUATION_SEED = 1_000_000
@@ -26,10 +27,22 @@ def training_seed(seed: int) -> int:
     return TRAINING_SEED + (seed * 1000) % 2_000_000_000
 
 
-def make_env(env_id: str, options: Any, render_mode: str | None = None) -> gymnasium.Env:
+def resolve(env_id: str) -> str:
+    """`envs.resolve`, with its faults told in one line each."""
+    try:
+        return envs.resolve(env_id)
+    except envs.UnknownEnvironmentError as error:
+        raise UsageError(str(error)) from None
+    except envs.MissingDependencyError as error:
+        raise EnvironmentFaultError(_with_name(env_id, str(error))) from None
+
+
+def make_env(
+    env_id: str, options: Mapping[str, OptionValue], wrappers: Sequence[str] = (), render_mode: str | None = None
+) -> gymnasium.Env:
     """`envs.make`, with its faults told in one line each: exit code 2 for a wrong id or option, 3 for a broken task."""
     try:
-        env = envs.make(env_id, render_mode=render_mode, **dict(options))
+        env = envs.make(env_id, render_mode=render_mode, wrappers=wrappers, **options)
     except envs.UnknownEnvironmentError as error:
         raise UsageError(str(error)) from error
     except (TypeError, ValueError, AssertionError) as error:

@@ -184,7 +184,7 @@ def make_episode_env(
     from agents.vec_env import vectorize
 
     def make() -> QueuedEpisodes:
-        return QueuedEpisodes(make_env(config.env_id, config.env_options, render_mode), queue, at_end)
+        return QueuedEpisodes(make_env(config.env_id, config.env_options, config.wrappers, render_mode), queue, at_end)
 
     return vectorize([make] * n_envs, config.previous_action, config.previous_reward)
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import envs
 from agents.config import OptionValue, PPOConfig, TrainConfig
 from agents.errors import UsageError
 
@@ -155,6 +156,34 @@ _PRESETS = {
         summary="Default for every other MiniGrid-* and BabyAI-* id: one-hot view, all actions.",
         config=TrainConfig(env_id="MiniGrid-MemoryS7-v0", ppo=_MINIGRID_PPO, total_timesteps=2_000_000),
     ),
+    "popgym": Preset(
+        summary="Default for every popgym-* id, with the inputs and the layers around the memory that were published.",
+        config=TrainConfig(
+            env_id="popgym-RepeatPreviousEasy-v0",
+            env_options={"antialias": True},
+            previous_action=True,
+            net_arch=(128, 128),
+            ppo=PPOConfig(learning_rate=5e-4, n_steps=128, n_epochs=4, gamma=0.99),
+            total_timesteps=1_000_000,
+        ),
+    ),
+    "atari": Preset(
+        summary="Default for every ALE/* id: four frames in view, loss and budget of Irie et al. 2021 (who used IMPALA).",
+        config=TrainConfig(
+            env_id="ALE/Pong-v5",
+            wrappers=("frame_stack:size=4",),
+            ppo=PPOConfig(
+                learning_rate=6e-4,
+                learning_rate_schedule="linear",
+                n_steps=50,  # their length of back-propagation
+                gamma=0.99,
+                ent_coef=0.01,
+                normalize_reward=True,  # they clip rewards
+            ),
+            n_envs=32,
+            total_timesteps=50_000_000,  # 200M frames
+        ),
+    ),
     "CartPoleNoVel-v1": Preset(
         summary="Balance a pole without seeing any velocity.",
         config=_CART_POLE,
@@ -257,18 +286,24 @@ def preset_for(env_id: str) -> str:
     """The name of the preset that `env_id` gets when none is asked for."""
     if env_id in _PRESETS:
         return env_id
-    return "minigrid" if _is_minigrid(env_id) else "generic"
+    return _PRESET_OF_SUITE.get(_family(env_id), "generic")
 
 
 def preset_config(env_id: str | None, preset: str | None) -> TrainConfig:
-    """The config that the command line starts from. Environment options go with the task that they belong to."""
+    """The config that the command line starts from. Environment options and wrappers go with the suite of the task."""
     name = preset or preset_for(env_id or TrainConfig().env_id)
     config = preset_named(name).config
     if env_id is None or env_id == config.env_id:
         return config
-    options = config.env_options if _is_minigrid(env_id) and _is_minigrid(config.env_id) else {}
-    return dataclasses.replace(config, env_id=env_id, env_options=options)
+    if _family(env_id) == _family(config.env_id):
+        return dataclasses.replace(config, env_id=env_id)
+    return dataclasses.replace(config, env_id=env_id, env_options={}, wrappers=())
 
 
-def _is_minigrid(env_id: str) -> bool:
-    return env_id.startswith(("MiniGrid-", "BabyAI-"))
+_PRESET_OF_SUITE = {"minigrid": "minigrid", "popgym": "popgym", "ale_py": "atari"}
+
+
+def _family(env_id: str) -> str:
+    """The package that the task comes from, or the task itself."""
+    suite = envs.suite_of(env_id)
+    return env_id if suite is None else suite.package

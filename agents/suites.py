@@ -8,8 +8,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-import envs
 from agents.config import TrainConfig
+from agents.episodes import resolve
 from agents.errors import UsageError
 from agents.presets import preset_config, presets
 from envs.registry import known_ids
@@ -58,7 +58,4 @@ def _members(suite: str) -> tuple[str, ...]:
 def _resolve(name: str) -> str:
     if name in presets():
         return name
-    try:
-        return envs.resolve(name)
-    except envs.UnknownEnvironmentError as error:
-        raise UsageError(str(error)) from None
+    return resolve(name)

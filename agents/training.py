@@ -303,6 +303,7 @@ def _make_training_env(config: TrainConfig) -> VecEnv:
         config.n_envs,
         seed=config.seed,
         options=config.env_options,
+        wrappers=config.wrappers,
         previous_action=config.previous_action,
         previous_reward=config.previous_reward,
     )
@@ -343,7 +344,7 @@ def _count(module: torch.nn.Module) -> int:
 
 
 def _options_text(config: TrainConfig) -> str:
-    parts = [f"{key}={value}" for key, value in config.env_options.items()]
+    parts = [f"{key}={value}" for key, value in config.env_options.items()] + list(config.wrappers)
     parts += ["previous action"] * config.previous_action + ["previous reward"] * config.previous_reward
     return f"  ({', '.join(parts)})" if parts else ""
 

@@ -32,18 +32,19 @@ def make_vec_env(
     *,
     seed: int = 0,
     options: Mapping[str, OptionValue] | None = None,
+    wrappers: Sequence[str] = (),
     previous_action: bool = False,
     previous_reward: bool = False,
 ) -> VecEnv:
     """`n_envs` training environments of the run `seed`, with episode statistics in the infos as Monitor gives them."""
     options = dict(options or {})
-    make_env(env_id, options).close()  # says in one line what is wrong with id and options
-    task = envs.make_vector(env_id, n_envs, **options)
+    make_env(env_id, options, wrappers).close()  # says in one line what is wrong with id and options
+    task = envs.make_vector(env_id, n_envs, wrappers=wrappers, **options)
     venv: VecEnv
     if task is not None:
         venv = add_inputs(NativeVecEnv(task), previous_action, previous_reward)
     else:
-        makers = [lambda: Monitor(make_env(env_id, options))] * n_envs
+        makers = [lambda: Monitor(make_env(env_id, options, wrappers))] * n_envs
         venv = vectorize(makers, previous_action, previous_reward)
     seed_training(venv, seed)
     return venv

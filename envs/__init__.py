@@ -12,7 +12,7 @@ Importing this package registers our environments with Gymnasium.
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -25,13 +25,17 @@ from envs.registry import (
     missing_dependency,
     option_names,
     resolve,
+    suite_of,
 )
+from envs.suites import MAKERS
 from envs.task import VectorTask, make_task_env, make_task_vector_env
 from envs.tasks import TASKS, VECTOR_TASKS, Task
 from envs.variants import VARIANT_OPTIONS, build_task
+from envs.wrappers import WRAPPERS, with_supported_spaces, wrap
 
 __all__ = [
     "TASKS",
+    "WRAPPERS",
     "MissingDependencyError",
     "Task",
     "UnknownEnvironmentError",
@@ -39,41 +43,60 @@ __all__ = [
     "make",
     "make_vector",
     "resolve",
+    "suite_of",
 ]
 
 _MINIGRID_PREFIXES = ("MiniGrid-", "BabyAI-", "fwp/MiniGrid-")
 
 
-def make(env_id: str, *, render_mode: str | None = None, **options: Any) -> gymnasium.Env:
+def make(
+    env_id: str, *, render_mode: str | None = None, wrappers: Sequence[str] = (), **options: Any
+) -> gymnasium.Env:
     """The environment of that name, for training, evaluation and rendering alike.
 
     A name without a version means the newest one. `options` are the environment's own: those in `TASKS` for our tasks
     (and those of `envs.variants` for all that are written in NumPy), `envs.minigrid.MiniGridOptions` for MiniGrid and
-    BabyAI, the constructor's for everything else that is registered with Gymnasium, which passes through
-    `gymnasium.make`.
+    BabyAI, those of `envs.suites` for other packages, the constructor's for everything else that is registered with
+    Gymnasium, which passes through `gymnasium.make`. `wrappers` are those of `envs.wrappers`, the first innermost.
+    Observations that Stable-Baselines3 does not take are flattened.
     """
     env_id = resolve(env_id)
     with missing_dependency(env_id):
-        if env_id.startswith(_MINIGRID_PREFIXES):
-            from envs import minigrid  # half a second of imports that no other environment needs
-
-            check_options(env_id, options, minigrid.task_options(env_id))
-            return minigrid.make_minigrid(env_id, render_mode=render_mode, **options)
-        if env_id in VECTOR_TASKS:
-            check_options(env_id, options, _task_options(env_id))
-            env = make_task_env(_builder(env_id), render_mode=render_mode, **options)
-            return _labelled(env, env_id, options)
-        if env_id in MASKED_TASKS:
-            check_options(env_id, options, option_names(MASKED_TASKS[env_id].full_id))
-            return make_masked(env_id, render_mode=render_mode, **options)
-        check_options(env_id, options, option_names(env_id))
-        return gymnasium.make(env_id, render_mode=render_mode, **options)
+        env = _make(env_id, render_mode, options)
+    try:
+        return wrap(with_supported_spaces(env), wrappers)
+    except ValueError:
+        env.close()
+        raise
 
 
-def make_vector(env_id: str, n_envs: int, **options: Any) -> VectorTask | None:
-    """`n_envs` copies of one of our NumPy tasks in one object; None for an environment that has no such form."""
+def _make(env_id: str, render_mode: str | None, options: dict[str, Any]) -> gymnasium.Env:
+    if env_id.startswith(_MINIGRID_PREFIXES):
+        from envs import minigrid  # half a second of imports that no other environment needs
+
+        check_options(env_id, options, minigrid.task_options(env_id))
+        return minigrid.make_minigrid(env_id, render_mode=render_mode, **options)
+    if env_id in VECTOR_TASKS:
+        check_options(env_id, options, _task_options(env_id))
+        env = make_task_env(_builder(env_id), render_mode=render_mode, **options)
+        return _labelled(env, env_id, options)
+    if env_id in MASKED_TASKS:
+        check_options(env_id, options, option_names(MASKED_TASKS[env_id].full_id))
+        return make_masked(env_id, render_mode=render_mode, **options)
+    suite = suite_of(env_id)
+    if suite is not None and suite.package in MAKERS:
+        return MAKERS[suite.package](env_id, render_mode=render_mode, **options)
+    check_options(env_id, options, option_names(env_id))
+    return gymnasium.make(env_id, render_mode=render_mode, **options)
+
+
+def make_vector(env_id: str, n_envs: int, *, wrappers: Sequence[str] = (), **options: Any) -> VectorTask | None:
+    """`n_envs` copies of one of our NumPy tasks in one object; None for an environment that has no such form.
+
+    Wrappers are for one environment: nothing inside one has such a form.
+    """
     env_id = resolve(env_id)
-    if env_id not in VECTOR_TASKS:
+    if env_id not in VECTOR_TASKS or wrappers:
         return None
     check_options(env_id, options, _task_options(env_id))
     return _builder(env_id)(n_envs, **options)

@@ -3,9 +3,12 @@
 import contextlib
 import difflib
 import importlib
+import importlib.util
 import inspect
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import gymnasium
 from gymnasium.envs.registration import load_env_creator
@@ -22,14 +25,60 @@ class MissingDependencyError(ImportError):
     """The environment needs a package that is not installed; the message says which."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """A package whose import registers environments with Gymnasium."""
+
+    package: str
+    """Name under which it is imported."""
+    prefixes: tuple[str, ...]
+    """How the ids of its environments begin."""
+    install: str
+    """What to type where it is missing."""
+
+
+SUITES = (
+    Suite(package="minigrid", prefixes=("MiniGrid-", "BabyAI-"), install='pip install -e ".[app]"'),
+    Suite(package="popgym", prefixes=("popgym-",), install='pip install -e ".[popgym]"'),
+    Suite(package="ale_py", prefixes=("ALE/",), install='pip install -e ".[atari]"'),
+    Suite(
+        package="memory_gym",
+        prefixes=("MortarMayhem", "MysteryPath", "SearingSpotlights", "Endless-"),
+        # it asks for an old Gymnasium, and for pygame, whose files would replace those of pygame-ce
+        install="pip install --no-deps memory-gym",
+    ),
+)
+
+
+def suite_of(env_id: str) -> Suite | None:
+    """The suite that the id belongs to, installed or not; None for an id of no suite."""
+    return next((suite for suite in SUITES if env_id.startswith(suite.prefixes)), None)
+
+
+def register(suite: Suite) -> None:
+    """Make the environments of the suite known to Gymnasium; `MissingDependencyError` where it is not installed."""
+    if importlib.util.find_spec(suite.package) is None:
+        raise MissingDependencyError(f"{suite.package} is not installed: {suite.install}")
+    for driver in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):
+        os.environ.setdefault(driver, "dummy")  # Memory Gym opens a window and a sound device
+    importlib.import_module(suite.package)
+
+
 def known_ids() -> list[str]:
-    """Every environment that `make` can be asked for: Gymnasium's registry with MiniGrid, BabyAI and our own."""
-    importlib.import_module("minigrid")  # its import registers its environments
+    """Every environment that `make` can be asked for here: Gymnasium's registry with all suites and our own."""
+    for suite in SUITES:
+        with contextlib.suppress(MissingDependencyError):
+            register(suite)
     return list(gymnasium.registry)
 
 
 def resolve(env_id: str) -> str:
-    """The full name of the environment meant: a name without a version means the newest version."""
+    """The full name of the environment meant: a name without a version means the newest version.
+
+    Raises:
+        UnknownEnvironmentError: there is none; the message names the nearest.
+        MissingDependencyError: its suite is not installed; the message says how to install it.
+    """
     if ":" in env_id:
         raise UnknownEnvironmentError(
             f"environment id {env_id!r}: 'module:id' is not supported, because it would run code that a string names; "
@@ -37,13 +86,15 @@ def resolve(env_id: str) -> str:
         )
     if env_id in gymnasium.registry:
         return env_id
+    if (suite := suite_of(env_id)) is not None:
+        register(suite)
     ids = known_ids()
     if env_id in ids:
         return env_id
     versions = [known for known in ids if _VERSION.sub("", known) == env_id and known != env_id]
     if versions:
         return max(versions, key=_version)
-    raise UnknownEnvironmentError(f"unknown environment {env_id!r}{_did_you_mean(env_id, ids)}")
+    raise UnknownEnvironmentError(f"unknown environment {env_id!r}{did_you_mean(env_id, ids)}")
 
 
 def check_options(env_id: str, options: Iterable[str], allowed: Sequence[str] | None) -> None:
@@ -53,7 +104,7 @@ def check_options(env_id: str, options: Iterable[str], allowed: Sequence[str] | 
     for name in options:
         if name not in allowed:
             known = f"it takes {', '.join(allowed)}" if allowed else "it takes none"
-            raise ValueError(f"{env_id} has no option {name!r}{_did_you_mean(name, allowed)}; {known}")
+            raise ValueError(f"{env_id} has no option {name!r}{did_you_mean(name, allowed)}; {known}")
 
 
 def option_names(env_id: str) -> list[str] | None:
@@ -82,7 +133,7 @@ def _version(env_id: str) -> int:
     return int(match[1]) if match else -1
 
 
-def _did_you_mean(name: str, choices: Iterable[str]) -> str:
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """The nearest names; the version does not count, and neither does a namespace that was left out."""
     by_spelling: dict[str, str] = {}
     for choice in choices:

@@ -1,0 +1,103 @@
+"""Does every environment of a suite run with `delta`, from the command line?
+
+    python -m benchmarks.suites popgym      # minutes; writes benchmarks/results/suite_popgym.{json,md}
+    python -m benchmarks.suites --smoke     # seconds, writes nothing
+
+Each is `python train.py` for 1000 steps in a process of its own, and then two unseen episodes from the run that it
+wrote, with the environment rebuilt from there. Nothing is learned in so few steps: the returns show that the
+environment answers, and no more.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from agents.evaluation import evaluate_run, summarize
+from agents.runs import read_run
+from benchmarks.machine import describe_machine
+from envs.registry import SUITES, Suite, known_ids
+
+ROOT = pathlib.Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+STEPS = 1000
+
+
+def ids_of(suite: Suite) -> list[str]:
+    return sorted(env_id for env_id in known_ids() if env_id.startswith(suite.prefixes))
+
+
+def run(env_id: str) -> dict[str, Any]:
+    """What became of one environment."""
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = pathlib.Path(temporary) / "run"
+        command = [
+            *(sys.executable, "train.py", "--env-id", env_id, "--total-timesteps", str(STEPS), "--n-envs", "4"),
+            *("--ppo.n-steps", "50", "--run-dir", str(directory), "--threads", "1", "--quiet", "memory:delta"),
+        ]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return {"env_id": env_id, "fault": (done.stderr.strip().splitlines() or ["no message"])[-1]}
+        _, rows = evaluate_run(directory, episodes=2, deterministic=False)
+        summary = summarize(rows)
+        return {
+            "env_id": env_id,
+            "steps": read_run(directory)["steps"],
+            "return_mean": summary.return_mean,
+            "length_mean": summary.length_mean,
+        }
+
+
+def as_markdown(title: str, result: dict[str, Any]) -> str:
+    rows = result["rows"]
+    good = sum("fault" not in row for row in rows)
+    lines = [
+        f"# {title}",
+        "",
+        f"{good} of {len(rows)} environments ran: {STEPS} steps of training with `delta`, then two episodes.",
+        "",
+        f"{result['machine']}",
+        "",
+        "| environment | steps | return | length |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        outcome = row.get("fault") or f"{row['steps']} | {row['return_mean']:.3f} | {row['length_mean']:.0f}"
+        lines.append(f"| `{row['env_id']}` | {outcome} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    suites = {suite.package: suite for suite in SUITES}
+    parser.add_argument("suite", nargs="?", choices=suites)
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--smoke", action="store_true")
+    arguments = parser.parse_args()
+    env_ids: Sequence[str] = ("MiniGrid-MemoryS7-v0",) if arguments.smoke else ()
+    if not arguments.smoke:
+        if arguments.suite is None:
+            parser.error(f"name a suite: {', '.join(suites)}")
+        suite = suites[arguments.suite]
+        env_ids = ids_of(suite)
+        if not env_ids:
+            parser.error(f"{suite.package} is not installed: {suite.install}")
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        rows = list(pool.map(run, env_ids))
+    result = {"machine": describe_machine(), "rows": rows}
+    text = as_markdown("smoke" if arguments.smoke else f"Every environment of {arguments.suite}", result)
+    print(text)
+    if not arguments.smoke:
+        (RESULTS / f"suite_{arguments.suite}.json").write_text(json.dumps(result) + "\n")
+        (RESULTS / f"suite_{arguments.suite}.md").write_text(text)
+    if any("fault" in row for row in rows):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
