@@ -249,6 +249,15 @@ _PRESETS = {
         summary="Swing up a pendulum without seeing its velocity; many at once.",
         config=dataclasses.replace(_PENDULUM, env_id="fwp/MaskedPendulum-v0"),
     ),
+    "fwp/MemoryChain-v0": Preset(
+        summary="Say a bit that was seen at the start; tiny and vectorised.",
+        config=TrainConfig(
+            env_id="fwp/MemoryChain-v0",
+            ppo=dataclasses.replace(_MINIGRID_PPO, n_steps=64),
+            n_envs=32,
+            total_timesteps=300_000,
+        ),
+    ),
     "generic": Preset(
         summary="Default for any other Gymnasium id.",
         config=TrainConfig(env_id="CartPole-v1", ppo=PPOConfig(learning_rate=5e-4), n_envs=8, total_timesteps=500_000),

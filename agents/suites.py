@@ -36,7 +36,10 @@ def expand(names: Iterable[str]) -> list[str]:
     """The tasks meant by ids, names of presets and `suite:NAME`, each once; UsageError for what is none of these."""
     tasks: list[str] = []
     for name in names:
-        tasks += _members(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else [_resolve(name)]
+        if name.startswith(PREFIX):
+            tasks += _members(name.removeprefix(PREFIX))
+        else:
+            tasks.append(name if name in presets() else resolve(name))
     return list(dict.fromkeys(tasks))
 
 
@@ -53,9 +56,3 @@ def _members(suite: str) -> tuple[str, ...]:
     if not known[suite]:
         raise UsageError(f"the suite {suite!r} is not installed: pip install -e '.[{suite}]'")
     return known[suite]
-
-
-def _resolve(name: str) -> str:
-    if name in presets():
-        return name
-    return resolve(name)

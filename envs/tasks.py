@@ -11,6 +11,7 @@ from envs.group_tracking import GroupTracking
 from envs.key_value_recall import KeyValueRecall
 from envs.masked_cart_pole import MaskedCartPole
 from envs.masked_pendulum import MaskedPendulum
+from envs.memory_chain import MemoryChain
 from envs.repeat_previous import RepeatPrevious
 from envs.t_maze import TMaze
 from envs.tally import Tally
@@ -38,6 +39,7 @@ VECTOR_TASKS: Mapping[str, type[VectorTask]] = MappingProxyType(
         "fwp/Copy-v0": Copy,
         "fwp/MaskedCartPole-v0": MaskedCartPole,
         "fwp/MaskedPendulum-v0": MaskedPendulum,
+        "fwp/MemoryChain-v0": MemoryChain,
     }
 )
 
@@ -102,6 +104,12 @@ _RECORDS = (
         description="swing a pendulum up, seeing its angle but not its velocity, with noise if you like",
         isolates="estimating velocities (two steps; more with noise), continuous actions",
         options={"noise": 0.0, "episode_length": 200},
+    ),
+    Task(
+        id="fwp/MemoryChain-v0",
+        description="see bits, wait, tell the one that is asked for: memory_len and memory_size of bsuite",
+        isolates="retention, of one bit over a delay or of many for two steps",
+        options={"memory_length": 10, "n_bits": 1},
     ),
     Task(
         id="fwp/MiniGrid-TMaze-v0",

@@ -13,6 +13,7 @@ from envs.group_tracking import GroupTracking
 from envs.key_value_recall import KeyValueRecall
 from envs.masked_cart_pole import MaskedCartPole
 from envs.masked_pendulum import MaskedPendulum
+from envs.memory_chain import MemoryChain
 from envs.repeat_previous import RepeatPrevious
 from envs.t_maze import TMaze
 from envs.tally import Tally
@@ -43,6 +44,7 @@ TASKS = {
     "cart and pole": lambda n_envs: MaskedCartPole(n_envs, episode_length=90),
     "cart and pole with noise": lambda n_envs: MaskedCartPole(n_envs, noise=0.2, episode_length=70),
     "pendulum with noise": lambda n_envs: MaskedPendulum(n_envs, noise=0.1, episode_length=120),
+    "memory chain": lambda n_envs: MemoryChain(n_envs, memory_length=4, n_bits=3),
 }
 
 
@@ -56,7 +58,8 @@ def test_the_anchors_of_the_defaults_hold_within_a_percent_of_the_best_return(en
     """Red if a default was changed and its anchors were not, or if a formula is a little off."""
     task, rng = VECTOR_TASKS[env_id](1000), np.random.default_rng(1)
     anchors = task.anchors()
-    n_episodes = 4000 if hasattr(task, "noise") else 20_000  # longer ones, for as many steps
+    # fewer where they are longer, for as many steps; more where each is a toss of a coin
+    n_episodes = 4000 if hasattr(task, "noise") else 100_000 if isinstance(task, MemoryChain) else 20_000
     policies = {
         "optimal": lambda task, observations: task.oracle_actions(),
         "memoryless": lambda task, observations: task.memoryless_actions(observations),
