@@ -70,7 +70,13 @@ _PARALLEL = (
 )
 
 _TO_TWO = "delta_to_2"
-_MEMORY_ARGUMENTS = {_TO_TWO: ("memory:delta", "--memory.negative-eigenvalues")}
+_MEMORY_ARGUMENTS = {
+    _TO_TWO: ("memory:delta", "--memory.negative-eigenvalues"),
+    # as large as in POPGym (Morad et al. 2023): 256 units, or a fast weight matrix of 16 x 16
+    "delta_16x16": ("memory:delta", *"--memory.n-heads 1 --memory.key-size 16 --memory.value-size 16".split()),
+    "lstm_256": ("memory:lstm", "--memory.hidden-size", "256"),
+    "gru_256": ("memory:gru", "--memory.hidden-size", "256"),
+}
 """Memories that are not just one of the registered names."""
 
 _ENDLESS_T_MAZE = Question(
@@ -86,6 +92,43 @@ _ENDLESS_T_MAZE = Question(
     published={"lstm": "1.00", "gru": "0.53"},
     published_by="Shchendrigin et al. 2026 (arXiv 2601.15086): PPO, fixed lengths, read off figures, budget unknown",
 )
+
+
+def _popgym(
+    task: str, *, bar: float, control: tuple[float, float], published: dict[str, str], published_by: str = ""
+) -> Question:
+    return Question(
+        text=f"POPGym {task}, 1M steps, published sizes",
+        env_id=f"popgym-{task}-v0",
+        memories=("delta_16x16", "lstm_256", "gru_256", "none"),
+        n_seeds=3,
+        measure="return_mean",
+        bar=bar,
+        control=control,
+        flags=("--total-timesteps", "1000000"),
+        published=published,
+        published_by=published_by,
+    )
+
+
+def _zoo(env_id: str, flags: str, *, bar: float, control: tuple[float, float], published: str) -> Question:
+    """The settings are those of `hyperparams/ppo_lstm.yml` of RL Zoo, as far as MemoryPPO has them: it shares one
+    memory between actor and critic, and its clip range does not fall.
+    """
+    return Question(
+        text=f"{env_id} with the settings of RL Zoo's PPO-LSTM",
+        env_id=env_id,
+        memories=("lstm_256", "delta"),
+        n_seeds=3,
+        measure="return_mean",
+        bar=bar,
+        control=control,
+        flags=(*flags.split(), "--stop-at-return", "None", "--net-arch", "64", "64"),
+        eval_every=0,
+        published={"lstm_256": published},
+        published_by="RL Zoo with sb3-contrib's RecurrentPPO, mean and standard deviation over episodes",
+    )
+
 
 QUESTIONS = {
     "t-maze": Question(
@@ -197,6 +240,47 @@ QUESTIONS = {
         control=(0.0, 0.70),
         stop_at=0.98,
         control_steps=1_200_000,
+    ),
+    "popgym-repeat-previous": _popgym(
+        "RepeatPreviousEasy",
+        bar=0.9,
+        control=(-0.55, -0.35),
+        published={"gru_256": "0.999"},
+        published_by="Le et al. 2025, after 15M steps; the best of them all",
+    ),
+    "popgym-autoencode": _popgym(
+        "AutoencodeEasy",
+        bar=0.4,
+        control=(-0.55, -0.40),
+        published={},
+    ),
+    "popgym-cartpole": _popgym("PositionOnlyCartPoleEasy", bar=0.95, control=(0.0, 0.4), published={}),
+    "zoo-cartpole": _zoo(
+        "CartPoleNoVel-v1",
+        "--n-envs 8 --total-timesteps 100000 --ppo.n-steps 32 --ppo.sequence-length 32 --ppo.batch-size 256 "
+        "--ppo.n-epochs 20 --ppo.gamma 0.98 --ppo.gae-lambda 0.8 --ppo.learning-rate 1e-3 "
+        "--ppo.learning-rate-schedule linear --ppo.vf-coef 0.5 --ppo.no-normalize-reward",
+        bar=475.0,
+        control=(0.0, 250.0),
+        published="500 +- 0",
+    ),
+    "zoo-pendulum": _zoo(
+        "PendulumNoVel-v1",
+        "--n-envs 4 --total-timesteps 100000 --ppo.n-steps 1024 --ppo.sequence-length 128 --ppo.batch-size 128 "
+        "--ppo.n-epochs 10 --ppo.gamma 0.9 --ppo.gae-lambda 0.95 --ppo.learning-rate 1e-3 --ppo.use-sde",
+        bar=-358.0,  # one standard deviation below
+        control=(-2000.0, -900.0),
+        published="-217.9 +- 140.1",
+    ),
+    "zoo-mountain-car": _zoo(
+        "MountainCarContinuousNoVel-v0",
+        "--n-envs 1 --total-timesteps 300000 --ppo.n-steps 8 --ppo.sequence-length 8 --ppo.batch-size 8 "
+        "--ppo.n-epochs 10 --ppo.gamma 0.9999 --ppo.gae-lambda 0.9 --ppo.learning-rate 7.77e-5 --ppo.ent-coef 0.00429 "
+        "--ppo.clip-range 0.1 --ppo.max-grad-norm 5 --ppo.vf-coef 0.19 --ppo.use-sde --ppo.log-std-init -3.29 "
+        "--normalize-observations --ppo.normalize-reward",
+        bar=89.7,  # one standard deviation below
+        control=(-100.0, 50.0),
+        published="91.5 +- 1.8",
     ),
 }
 
