@@ -110,7 +110,7 @@ class Compare:
 
 @dataclass(frozen=True, kw_only=True)
 class List:
-    """Memories, tasks and presets."""
+    """Memories, tasks, wrappers and presets."""
 
     tasks: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Only the tasks: what each isolates, its anchors, and its speed on this machine; and the suites."""

@@ -16,13 +16,14 @@ _N_ENVS, _SECONDS = 16, 0.3  # of a measurement of speed
 
 
 def listing() -> str:
-    """Memories with their sizes, tasks and presets, one line each."""
+    """Memories with their sizes, tasks, wrappers and presets, one line each."""
     sections = [
         (
             f"memories (parameters at default sizes and {_INPUT_SIZE} inputs)",
             [(f"memory:{name}", f"{count:>9,}  {text}") for name, count, text in _memories()],
         ),
         ("tasks of this project (and every MiniGrid-*, BabyAI-* and Gymnasium id)", _tasks()),
+        ("wrappers (--wrappers NAME:OPTION=VALUE, for any task)", _wrappers()),
         ("presets", [(name, preset.description) for name, preset in presets().items()]),
     ]
     return "\n\n".join(f"{title}\n{_table(rows)}" for title, rows in sections)
@@ -90,6 +91,14 @@ def _parameters(memory: object) -> int:
 
 def _tasks() -> list[tuple[str, str]]:
     return [(task.id, f"{task.description}; isolates {task.isolates}{_options(task)}") for task in envs.TASKS.values()]
+
+
+def _wrappers() -> list[tuple[str, str]]:
+    return [
+        (f"{name}:{option}", (inspect.getdoc(wrapper) or "").split("\n")[0])
+        for name, wrapper in envs.WRAPPERS.items()
+        for option in list(inspect.signature(wrapper).parameters)[1:]
+    ]
 
 
 def _options(task: envs.Task) -> str:

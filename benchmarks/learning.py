@@ -73,7 +73,10 @@ _TO_TWO = "delta_to_2"
 _MEMORY_ARGUMENTS = {
     _TO_TWO: ("memory:delta", "--memory.negative-eigenvalues"),
     # as large as in POPGym (Morad et al. 2023): 256 units, or a fast weight matrix of 16 x 16
-    "delta_16x16": ("memory:delta", *"--memory.n-heads 1 --memory.key-size 16 --memory.value-size 16".split()),
+    "delta_16x16": (
+        *("memory:delta", "--memory.n-heads", "1", "--memory.key-size", "16"),
+        *("--memory.value-size", "16"),
+    ),
     "lstm_256": ("memory:lstm", "--memory.hidden-size", "256"),
     "gru_256": ("memory:gru", "--memory.hidden-size", "256"),
 }

@@ -49,9 +49,7 @@ __all__ = [
 _MINIGRID_PREFIXES = ("MiniGrid-", "BabyAI-", "fwp/MiniGrid-")
 
 
-def make(
-    env_id: str, *, render_mode: str | None = None, wrappers: Sequence[str] = (), **options: Any
-) -> gymnasium.Env:
+def make(env_id: str, *, render_mode: str | None = None, wrappers: Sequence[str] = (), **options: Any) -> gymnasium.Env:
     """The environment of that name, for training, evaluation and rendering alike.
 
     A name without a version means the newest one. `options` are the environment's own: those in `TASKS` for our tasks

@@ -123,7 +123,7 @@ class _MiniGridTask(FastMiniGridEnv):
         self._n_actions = int(self.action_space.n)
         self._observation = options.observation
         self._mission_encoder = _mission_encoder_of(self, options.mission)
-        self._tokens: tuple[str, np.ndarray] = ("", np.zeros(0, np.uint8))  # a mission and its encoding
+        self._tokens: tuple[str | None, np.ndarray] = (None, np.zeros(0, np.uint8))  # a mission and its encoding
         self.observation_space = _view_space(options.observation, self.agent_view_size)
         if self._mission_encoder is not None:
             self.observation_space = spaces.Dict(

@@ -57,7 +57,8 @@ def make_atari(env_id: str, *, render_mode: str | None = None, **options: Any) -
 
 def make_memory_gym(env_id: str, *, render_mode: str | None = None, **options: Any) -> gymnasium.Env:
     """A task of Memory Gym (Pleines et al. 2023); `options` are its reset parameters, a number for a list of one."""
-    defaults = load_env_creator(str(gymnasium.spec(env_id).entry_point)).default_reset_parameters  # type: ignore[attr-defined]  # of all its classes
+    env_class: Any = load_env_creator(str(gymnasium.spec(env_id).entry_point))
+    defaults = env_class.default_reset_parameters
     check_options(env_id, options, list(defaults))
     env = gymnasium.make(env_id, render_mode=render_mode, disable_env_checker=True)
     chosen = {name: [value] if isinstance(defaults[name], list) else value for name, value in options.items()}
@@ -74,7 +75,6 @@ class _WithResetOptions(gymnasium.Wrapper):
     @override
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         return self.env.reset(seed=seed, options={**self._options, **(options or {})})
-
 
 
 MAKERS: Mapping[str, Callable[..., gymnasium.Env]] = MappingProxyType(

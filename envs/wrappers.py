@@ -14,8 +14,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector.utils import create_empty_array
 from gymnasium.wrappers import FlattenObservation, FrameStackObservation, TransformObservation
+from gymnasium.wrappers.utils import create_zero_array
 from typing_extensions import override
 
 from envs.registry import check_options, did_you_mean
@@ -31,10 +31,10 @@ def wrap(env: gymnasium.Env, wrappers: Iterable[str]) -> gymnasium.Env:
     for text in wrappers:
         name, *settings = text.split(":")
         if name not in WRAPPERS:
-            known = f"there are {', '.join(WRAPPERS)}"
+            known = f"; there are {', '.join(WRAPPERS)}"
             if name in ("previous_action", "previous_reward"):
-                known = f"{name} is an input of the memory: a setting of the run"
-            raise ValueError(f"unknown wrapper {name!r}{did_you_mean(name, WRAPPERS)}; {known}")
+                known = f"; it is an input of the memory, set by --{name.replace('_', '-')}"
+            raise ValueError(f"unknown wrapper {name!r}{did_you_mean(name, WRAPPERS)}{known}")
         env = WRAPPERS[name](env, **_options(name, settings))
     return env
 
@@ -58,8 +58,7 @@ def flicker(env: gymnasium.Env, *, probability: float = 0.5) -> gymnasium.Env:
     if not 0 <= probability <= 1:
         raise ValueError(f"wrapper 'flicker': probability must lie in [0, 1], got {probability}")
     space = _with_zeros(env.observation_space)
-    blank = create_empty_array(space, n=1, fn=np.zeros)
-    nothing = {key: part[0] for key, part in blank.items()} if isinstance(blank, dict) else blank[0]
+    nothing = create_zero_array(space)
 
     def change(observation: Any, rng: np.random.Generator) -> Any:
         return nothing if rng.random() < probability else observation
@@ -136,8 +135,8 @@ class RandomObservation(gymnasium.Wrapper):
 
     @override
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        observation, *outcome = self.env.step(action)
-        return self._change(observation, self._rng), *outcome
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return self._change(observation, self._rng), reward, terminated, truncated, info
 
 
 class _Time(gymnasium.Wrapper):
@@ -157,9 +156,9 @@ class _Time(gymnasium.Wrapper):
 
     @override
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        observation, *outcome = self.env.step(action)
+        observation, reward, terminated, truncated, info = self.env.step(action)
         self._steps += 1
-        return self._with_time(observation), *outcome
+        return self._with_time(observation), reward, terminated, truncated, info
 
     def _with_time(self, observation: Any) -> dict[str, Any]:
         parts = observation if isinstance(observation, dict) else {"observation": observation}

@@ -1,5 +1,6 @@
 """The front door: what a run leaves behind, what stops it, and what it refuses."""
 
+import importlib.util
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train
 from agents.command_line import run
 from agents.config import train_config_from_json
-from agents.evaluation import load_run
+from agents.evaluation import evaluate_run, load_run
 from agents.runs import read_metrics, read_run
 from fwp_rl.sb3 import MemoryPPO
 
@@ -83,6 +84,17 @@ def test_the_model_is_an_sb3_zip_and_a_portable_one(tmp_path: Path) -> None:
     assert config.total_timesteps == 256
 
 
+def test_wrappers_are_part_of_the_run(tmp_path: Path) -> None:
+    """Red if an evaluation rebuilds the task without the wrappers that the agent was trained with."""
+    wrappers = ["frame_stack:size=2", "flicker:probability=0.5", "time"]
+    directory = train.main([*TINY, "--run-dir", str(tmp_path / "run"), "--wrappers", *wrappers, "memory:none"])
+    config, episodes = evaluate_run(directory, episodes=2, deterministic=True)
+    assert config.wrappers == tuple(wrappers)
+    assert len(episodes) == 2
+    _, policy = load_run(directory)
+    assert policy.observation_space["observation"].shape == (2 * 4,)  # type: ignore[index]  # a Dict, with the time
+
+
 def test_tags_are_the_same_for_every_memory(tmp_path: Path) -> None:
     tags = []
     for memory in ("delta", "none"):
@@ -137,6 +149,8 @@ def test_an_existing_run_is_refused_with_the_way_out(tmp_path: Path, call: Any) 
         (["--ppo.learning-rate-schedule", "cosine"], "invalid choice 'cosine'"),
         (["--env-options", "view_size"], "environment option 'view_size' must read name=value"),
         (["--env-options", "lenght=3"], "length"),
+        (["--wrappers", "flickr"], "unknown wrapper 'flickr'; did you mean flicker?; there are "),
+        (["--wrappers", "flicker:p=0.5"], "wrapper 'flicker' has no option 'p'"),
         (["--ppo.sequence-length", "48"], "sequence_length=48 does not divide n_steps=32; try 32"),
         (["--ppo.batch-size", "33"], "batch_size=33"),
         (["--device", "abacus"], "device='abacus' must be cpu, cuda, cuda:N or auto"),
@@ -197,6 +211,16 @@ def poisoned() -> Iterator[str]:
     gymnasium.register("PoisonedForTest-v0", entry_point=_Poisoned, disable_env_checker=True)
     yield "PoisonedForTest-v0"
     del gymnasium.registry["PoisonedForTest-v0"]
+
+
+def test_a_suite_that_is_not_installed_is_named_with_its_cure(
+    call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red if the user gets a traceback, or is told that the environment is unknown."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    code, _, error = call("--env-id", "popgym-NoSuchTask-v0")
+    assert code == 3
+    assert error == ('error: popgym-NoSuchTask-v0: popgym is not installed: pip install -e ".[popgym]"\n')
 
 
 @pytest.mark.parametrize(("kind", "word"), [("reward", "inf"), ("observation", "nan"), ("raise", "the cable came off")])

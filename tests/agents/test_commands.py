@@ -62,7 +62,15 @@ def test_evaluation_is_the_same_every_time(call: Any, run_directory: Path) -> No
 def test_list_names_memories_tasks_and_presets(call: Any) -> None:
     code, out, _ = call("list")
     assert code == 0
-    for text in ("memory:delta", "memory:lstm", "132,096", "fwp/MiniGrid-TMaze-v0", "MiniGrid-MemoryS9-v0", "debug"):
+    for text in (
+        "memory:delta",
+        "memory:lstm",
+        "132,096",
+        "fwp/MiniGrid-TMaze-v0",
+        "MiniGrid-MemoryS9-v0",
+        "flicker:",
+        "debug",
+    ):
         assert text in out
 
 

@@ -10,6 +10,8 @@ from agents.presets import preset_config, preset_for, preset_named, presets
         ("MiniGrid-MemoryS11-v0", "MiniGrid-MemoryS11-v0"),
         ("MiniGrid-DoorKey-5x5-v0", "minigrid"),
         ("BabyAI-GoToObj-v0", "minigrid"),
+        ("popgym-AutoencodeEasy-v0", "popgym"),
+        ("ALE/Breakout-v5", "atari"),
         ("Acrobot-v1", "generic"),
     ],
 )
@@ -30,6 +32,9 @@ def test_options_of_one_task_do_not_leak_into_another() -> None:
     assert preset_config("MiniGrid-MemoryS13-v0", "MiniGrid-MemoryS9-v0").env_options["view_size"] == 3
     assert preset_config("CartPole-v1", "MiniGrid-MemoryS9-v0").env_options == {}
     assert preset_config("CartPole-v1", "debug").env_options == {}
+    assert preset_config("popgym-AutoencodeEasy-v0", None).env_options == {"antialias": True}
+    assert preset_config("ALE/Breakout-v5", None).wrappers == ("frame_stack:size=4",)
+    assert preset_config("CartPole-v1", "atari").wrappers == ()
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest() -> None:

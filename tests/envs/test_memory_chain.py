@@ -7,7 +7,7 @@ from envs.memory_chain import MemoryChain
 
 
 def test_an_episode_is_that_of_bsuite():
-    """Red if the clock, the question or the bits are seen at another step than in `bsuite/environments/memory_chain.py`.
+    """Red if the clock, the question or the bits are seen at another step than in bsuite.
 
     Of four bits the number 2 is asked for, in a chain of length 3: worked out by hand from the code of bsuite.
     """

@@ -154,6 +154,20 @@ def test_mission_tokens_spell_the_mission(env_id):
     assert len(missions) > 1
 
 
+def test_every_task_of_minigrid_and_babyai_runs_and_its_missions_can_be_told():
+    """Red if an installed task cannot be made or stepped, or sets a mission with a word that its encoding lacks."""
+    env_ids = [i for i in gymnasium.registry if i.startswith(("MiniGrid-", "BabyAI-")) and "-WFC-" not in i]
+    assert len(env_ids) > 150
+    for env_id in env_ids:
+        env = envs.make(env_id, mission="tokens")
+        env.action_space.seed(0)
+        for seed in range(5):
+            observation, _ = env.reset(seed=seed)
+            assert observation["mission"].any() == bool(env.unwrapped.mission), env_id
+        observation, *_ = env.step(env.action_space.sample())
+        assert env.observation_space.contains(observation), env_id
+
+
 def test_max_steps_truncates():
     for env_id in ("MiniGrid-MemoryS7-v0", "BabyAI-GoToLocal-v0"):
         env = envs.make(env_id, max_steps=5)
