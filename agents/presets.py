@@ -168,7 +168,7 @@ _PRESETS = {
         ),
     ),
     "atari": Preset(
-        summary="Default for every ALE/* id: frames, loss and budget of Irie et al. 2021 (who used IMPALA).",
+        summary="Default for every ALE/* id: frames, rates and budget of Irie et al. 2021, who used IMPALA.",
         config=TrainConfig(
             env_id="ALE/Pong-v5",
             wrappers=("frame_stack:size=4",),

@@ -5,7 +5,6 @@ import difflib
 import importlib
 import importlib.util
 import inspect
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -59,8 +58,6 @@ def register(suite: Suite) -> None:
     """Make the environments of the suite known to Gymnasium; `MissingDependencyError` where it is not installed."""
     if importlib.util.find_spec(suite.package) is None:
         raise MissingDependencyError(f"{suite.package} is not installed: {suite.install}")
-    for driver in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):
-        os.environ.setdefault(driver, "dummy")  # Memory Gym opens a window and a sound device
     importlib.import_module(suite.package)
 
 

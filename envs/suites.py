@@ -1,5 +1,6 @@
 """Environments of other packages, made ready for an agent."""
 
+import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -60,6 +61,8 @@ def make_memory_gym(env_id: str, *, render_mode: str | None = None, **options: A
     env_class: Any = load_env_creator(str(gymnasium.spec(env_id).entry_point))
     defaults = env_class.default_reset_parameters
     check_options(env_id, options, list(defaults))
+    for driver in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):
+        os.environ.setdefault(driver, "dummy")  # it opens a window and a sound device
     env = gymnasium.make(env_id, render_mode=render_mode, disable_env_checker=True)
     chosen = {name: [value] if isinstance(defaults[name], list) else value for name, value in options.items()}
     return _WithResetOptions(env, chosen) if chosen else env
