@@ -295,11 +295,11 @@ def preset_for(env_id: str) -> str:
     """The name of the preset that `env_id` gets when none is asked for."""
     if env_id in _PRESETS:
         return env_id
-    return _PRESET_OF_SUITE.get(_family(env_id), "generic")
+    return _PRESET_OF_PACKAGE.get(_family(env_id), "generic")
 
 
 def preset_config(env_id: str | None, preset: str | None) -> TrainConfig:
-    """The config that the command line starts from. Environment options and wrappers go with the suite of the task."""
+    """The config that the command line starts from. Options and wrappers go with the package of the task."""
     name = preset or preset_for(env_id or TrainConfig().env_id)
     config = preset_named(name).config
     if env_id is None or env_id == config.env_id:
@@ -309,10 +309,10 @@ def preset_config(env_id: str | None, preset: str | None) -> TrainConfig:
     return dataclasses.replace(config, env_id=env_id, env_options={}, wrappers=())
 
 
-_PRESET_OF_SUITE = {"minigrid": "minigrid", "popgym": "popgym", "ale_py": "atari"}
+_PRESET_OF_PACKAGE = {"minigrid": "minigrid", "popgym": "popgym", "ale_py": "atari"}
 
 
 def _family(env_id: str) -> str:
     """The package that the task comes from, or the task itself."""
-    suite = envs.suite_of(env_id)
-    return env_id if suite is None else suite.package
+    package = envs.package_of(env_id)
+    return env_id if package is None else package.name

@@ -18,16 +18,16 @@ from typing import Any
 import gymnasium
 
 from envs.masked_control import MASKED_TASKS, make_masked
+from envs.packages import MAKERS
 from envs.registry import (
     MissingDependencyError,
     UnknownEnvironmentError,
     check_options,
     missing_dependency,
     option_names,
+    package_of,
     resolve,
-    suite_of,
 )
-from envs.suites import MAKERS
 from envs.task import VectorTask, make_task_env, make_task_vector_env
 from envs.tasks import TASKS, VECTOR_TASKS, Task
 from envs.variants import VARIANT_OPTIONS, build_task
@@ -42,8 +42,8 @@ __all__ = [
     "VectorTask",
     "make",
     "make_vector",
+    "package_of",
     "resolve",
-    "suite_of",
 ]
 
 _MINIGRID_PREFIXES = ("MiniGrid-", "BabyAI-", "fwp/MiniGrid-")
@@ -54,7 +54,7 @@ def make(env_id: str, *, render_mode: str | None = None, wrappers: Sequence[str]
 
     A name without a version means the newest one. `options` are the environment's own: those in `TASKS` for our tasks
     (and those of `envs.variants` for all that are written in NumPy), `envs.minigrid.MiniGridOptions` for MiniGrid and
-    BabyAI, those of `envs.suites` for other packages, the constructor's for everything else that is registered with
+    BabyAI, those of `envs.packages` for other packages, the constructor's for everything else that is registered with
     Gymnasium, which passes through `gymnasium.make`. `wrappers` are those of `envs.wrappers`, the first innermost.
     Observations that Stable-Baselines3 does not take are flattened.
     """
@@ -81,9 +81,9 @@ def _make(env_id: str, render_mode: str | None, options: dict[str, Any]) -> gymn
     if env_id in MASKED_TASKS:
         check_options(env_id, options, option_names(MASKED_TASKS[env_id].full_id))
         return make_masked(env_id, render_mode=render_mode, **options)
-    suite = suite_of(env_id)
-    if suite is not None and suite.package in MAKERS:
-        return MAKERS[suite.package](env_id, render_mode=render_mode, **options)
+    package = package_of(env_id)
+    if package is not None and package.name in MAKERS:
+        return MAKERS[package.name](env_id, render_mode=render_mode, **options)
     check_options(env_id, options, option_names(env_id))
     return gymnasium.make(env_id, render_mode=render_mode, **options)
 

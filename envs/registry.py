@@ -25,10 +25,10 @@ class MissingDependencyError(ImportError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Suite:
+class Package:
     """A package whose import registers environments with Gymnasium."""
 
-    package: str
+    name: str
     """Name under which it is imported."""
     prefixes: tuple[str, ...]
     """How the ids of its environments begin."""
@@ -36,12 +36,12 @@ class Suite:
     """What to type where it is missing."""
 
 
-SUITES = (
-    Suite(package="minigrid", prefixes=("MiniGrid-", "BabyAI-"), install='pip install -e ".[app]"'),
-    Suite(package="popgym", prefixes=("popgym-",), install='pip install -e ".[popgym]"'),
-    Suite(package="ale_py", prefixes=("ALE/",), install='pip install -e ".[atari]"'),
-    Suite(
-        package="memory_gym",
+PACKAGES = (
+    Package(name="minigrid", prefixes=("MiniGrid-", "BabyAI-"), install='pip install -e ".[app]"'),
+    Package(name="popgym", prefixes=("popgym-",), install='pip install -e ".[popgym]"'),
+    Package(name="ale_py", prefixes=("ALE/",), install='pip install -e ".[atari]"'),
+    Package(
+        name="memory_gym",
         prefixes=("MortarMayhem", "MysteryPath", "SearingSpotlights", "Endless-"),
         # it asks for an old Gymnasium, and for pygame, whose files would replace those of pygame-ce
         install="pip install --no-deps memory-gym",
@@ -49,23 +49,23 @@ SUITES = (
 )
 
 
-def suite_of(env_id: str) -> Suite | None:
-    """The suite that the id belongs to, installed or not; None for an id of no suite."""
-    return next((suite for suite in SUITES if env_id.startswith(suite.prefixes)), None)
+def package_of(env_id: str) -> Package | None:
+    """The package that the id belongs to, installed or not; None for every other id."""
+    return next((package for package in PACKAGES if env_id.startswith(package.prefixes)), None)
 
 
-def register(suite: Suite) -> None:
-    """Make the environments of the suite known to Gymnasium; `MissingDependencyError` where it is not installed."""
-    if importlib.util.find_spec(suite.package) is None:
-        raise MissingDependencyError(f"{suite.package} is not installed: {suite.install}")
-    importlib.import_module(suite.package)
+def register(package: Package) -> None:
+    """Make the environments of the package known to Gymnasium; `MissingDependencyError` where it is not installed."""
+    if importlib.util.find_spec(package.name) is None:
+        raise MissingDependencyError(f"{package.name} is not installed: {package.install}")
+    importlib.import_module(package.name)
 
 
 def known_ids() -> list[str]:
-    """Every environment that `make` can be asked for here: Gymnasium's registry with all suites and our own."""
-    for suite in SUITES:
+    """Every environment that `make` can be asked for here: Gymnasium's registry with all packages and our own."""
+    for package in PACKAGES:
         with contextlib.suppress(MissingDependencyError):
-            register(suite)
+            register(package)
     return list(gymnasium.registry)
 
 
@@ -74,7 +74,7 @@ def resolve(env_id: str) -> str:
 
     Raises:
         UnknownEnvironmentError: there is none; the message names the nearest.
-        MissingDependencyError: its suite is not installed; the message says how to install it.
+        MissingDependencyError: its package is not installed; the message says how to install it.
     """
     if ":" in env_id:
         raise UnknownEnvironmentError(
@@ -83,8 +83,8 @@ def resolve(env_id: str) -> str:
         )
     if env_id in gymnasium.registry:
         return env_id
-    if (suite := suite_of(env_id)) is not None:
-        register(suite)
+    if (package := package_of(env_id)) is not None:
+        register(package)
     ids = known_ids()
     if env_id in ids:
         return env_id

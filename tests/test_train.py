@@ -213,7 +213,7 @@ def poisoned() -> Iterator[str]:
     del gymnasium.registry["PoisonedForTest-v0"]
 
 
-def test_a_suite_that_is_not_installed_is_named_with_its_cure(
+def test_a_package_that_is_not_installed_is_named_with_its_cure(
     call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Red if the user gets a traceback, or is told that the environment is unknown."""

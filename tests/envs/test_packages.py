@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.env_checker import check_env
 
 import envs
-from envs.registry import SUITES, known_ids
+from envs.registry import PACKAGES, known_ids
 
 # SDL_* and an old way of NumPy: nothing that we could change
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -20,8 +20,8 @@ ATARI = pytest.mark.skipif(importlib.util.find_spec("ale_py") is None, reason="n
 MEMORY_GYM = pytest.mark.skipif(importlib.util.find_spec("memory_gym") is None, reason="needs memory-gym, see envs")
 
 
-def ids_of(package: str) -> Iterator[str]:
-    prefixes = next(suite.prefixes for suite in SUITES if suite.package == package)
+def ids_of(name: str) -> Iterator[str]:
+    prefixes = next(package.prefixes for package in PACKAGES if package.name == name)
     return (env_id for env_id in known_ids() if env_id.startswith(prefixes))
 
 
@@ -111,11 +111,11 @@ def test_every_task_of_memory_gym_runs():
     assert few.unwrapped.reset_params["command_count"] == [1]
 
 
-@pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.package)
-def test_a_suite_that_is_missing_is_named_with_its_cure(suite, monkeypatch):
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
+def test_a_package_that_is_missing_is_named_with_its_cure(package, monkeypatch):
     """Red if a missing package ends in "unknown environment", which sends people looking for a typing error."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(envs.MissingDependencyError, match="is not installed: pip install") as error:
-        envs.resolve(f"{suite.prefixes[0]}Anything-v0")
-    assert suite.package in str(error.value)
-    assert suite.install in str(error.value)
+        envs.resolve(f"{package.prefixes[0]}Anything-v0")
+    assert package.name in str(error.value)
+    assert package.install in str(error.value)

@@ -1,7 +1,7 @@
-"""Does every environment of a suite run with `delta`, from the command line?
+"""Does every environment of a package run with `delta`, from the command line?
 
-    python -m benchmarks.suites popgym      # minutes; writes benchmarks/results/suite_popgym.{json,md}
-    python -m benchmarks.suites --smoke     # seconds, writes nothing
+    python -m benchmarks.packages popgym    # minutes; writes benchmarks/results/package_popgym.{json,md}
+    python -m benchmarks.packages --smoke   # seconds, writes nothing
 
 Each is `python train.py` for 1000 steps in a process of its own, and then two unseen episodes from the run that it
 wrote, with the environment rebuilt from there. Nothing is learned in so few steps: the returns show that the
@@ -21,15 +21,15 @@ from typing import Any
 from agents.evaluation import evaluate_run, summarize
 from agents.runs import read_run
 from benchmarks.machine import describe_machine
-from envs.registry import SUITES, Suite, known_ids
+from envs.registry import PACKAGES, Package, known_ids
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 STEPS = 1000
 
 
-def ids_of(suite: Suite) -> list[str]:
-    return sorted(env_id for env_id in known_ids() if env_id.startswith(suite.prefixes))
+def ids_of(package: Package) -> list[str]:
+    return sorted(env_id for env_id in known_ids() if env_id.startswith(package.prefixes))
 
 
 def run(env_id: str) -> dict[str, Any]:
@@ -74,27 +74,27 @@ def as_markdown(title: str, result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    suites = {suite.package: suite for suite in SUITES}
-    parser.add_argument("suite", nargs="?", choices=suites)
+    packages = {package.name: package for package in PACKAGES}
+    parser.add_argument("package", nargs="?", choices=packages)
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--smoke", action="store_true")
     arguments = parser.parse_args()
     env_ids: Sequence[str] = ("MiniGrid-MemoryS7-v0",) if arguments.smoke else ()
     if not arguments.smoke:
-        if arguments.suite is None:
-            parser.error(f"name a suite: {', '.join(suites)}")
-        suite = suites[arguments.suite]
-        env_ids = ids_of(suite)
+        if arguments.package is None:
+            parser.error(f"name a package: {', '.join(packages)}")
+        package = packages[arguments.package]
+        env_ids = ids_of(package)
         if not env_ids:
-            parser.error(f"{suite.package} is not installed: {suite.install}")
+            parser.error(f"{package.name} is not installed: {package.install}")
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         rows = list(pool.map(run, env_ids))
     result = {"machine": describe_machine(), "rows": rows}
-    text = as_markdown("smoke" if arguments.smoke else f"Every environment of {arguments.suite}", result)
+    text = as_markdown("smoke" if arguments.smoke else f"Every environment of {arguments.package}", result)
     print(text)
     if not arguments.smoke:
-        (RESULTS / f"suite_{arguments.suite}.json").write_text(json.dumps(result) + "\n")
-        (RESULTS / f"suite_{arguments.suite}.md").write_text(text)
+        (RESULTS / f"package_{arguments.package}.json").write_text(json.dumps(result) + "\n")
+        (RESULTS / f"package_{arguments.package}.md").write_text(text)
     if any("fault" in row for row in rows):
         sys.exit(1)
 
