@@ -25,14 +25,14 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 import envs
 from agents.config import OptionValue
 from agents.episodes import make_env, training_seed
-from agents.errors import UsageError
+from agents.errors import EnvironmentFaultError, UsageError
 from envs.task import VectorTask
 from fwp_rl.sb3 import PreviousInputs, WorkerVecEnv
 
 MEASURED_SECONDS = 0.1
 START_SECONDS = 5.0
 """Starting workers: they import what we have imported."""
-MESSAGE_SECONDS = 1e-4
+MESSAGE_SECONDS = 2e-4
 """Telling a worker to take a step, and its answer (`benchmarks.workers`)."""
 SHARE_FACTOR = 1.1
 """A share takes longer than it would alone: the slowest one counts, and caches have grown cold (the same)."""
@@ -79,7 +79,10 @@ def best_workers(env_id: str, n_envs: int, n_steps: int, options: Mapping[str, O
     with contextlib.closing(_make_monitored(env_id, options)) as env:
         if min(n_cores, n_envs) < 2 or envs.make_vector(env_id, 1, **options) is not None:
             return 0
-        return soonest(_seconds_of_step(env), n_envs, n_steps, n_cores)
+        try:
+            return soonest(_seconds_of_step(env), n_envs, n_steps, n_cores)
+        except EnvironmentFaultError:
+            return 0  # the run itself will meet the fault, and can tell more
 
 
 def soonest(seconds_of_step: float, n_envs: int, n_steps: int, n_cores: int) -> int:

@@ -109,25 +109,22 @@ class PatchedPolicy(RecurrentActorCriticPolicy):
         return torch.flatten(output.transpose(0, 1), start_dim=0, end_dim=1), states
 
 
-def stock_minigrid() -> VecEnv:
+def stock_minigrid() -> gymnasium.Env[Any, Any]:
     """MiniGrid-MemoryS11-v0 as everybody has it: the image of the view, flat."""
     from minigrid.wrappers import ImgObsWrapper
 
-    def make() -> gymnasium.Env[Any, Any]:
-        return Monitor(gymnasium.wrappers.FlattenObservation(ImgObsWrapper(gymnasium.make("MiniGrid-MemoryS11-v0"))))
-
-    return DummyVecEnv([make] * N_ENVS)
+    return Monitor(gymnasium.wrappers.FlattenObservation(ImgObsWrapper(gymnasium.make("MiniGrid-MemoryS11-v0"))))
 
 
-def our_minigrid() -> VecEnv:
+def our_minigrid() -> gymnasium.Env[Any, Any]:
     """The same task and the same observation from `envs`, where the view is computed by compiled code."""
-    return DummyVecEnv([lambda: Monitor(envs.make("MiniGrid-MemoryS11-v0", observation="symbolic"))] * N_ENVS)
+    return Monitor(envs.make("MiniGrid-MemoryS11-v0", observation="symbolic"))
 
 
 ENVIRONMENTS: dict[str, Callable[[], VecEnv]] = {
     "null": NullVecEnv,
-    "MiniGrid-MemoryS11-v0": stock_minigrid,
-    "MiniGrid-MemoryS11-v0 (envs)": our_minigrid,
+    "MiniGrid-MemoryS11-v0": lambda: DummyVecEnv([stock_minigrid] * N_ENVS),
+    "MiniGrid-MemoryS11-v0 (envs)": lambda: DummyVecEnv([our_minigrid] * N_ENVS),
 }
 
 

@@ -289,8 +289,10 @@ def _start(
 
 
 def _end(own: VecEnv, workers: list[_Worker]) -> None:
-    """Hang up on the workers, who then leave."""
+    """Tell the workers to leave, and see them off."""
     for worker in workers:
+        with contextlib.suppress(OSError):  # it is dead
+            worker.connection.send(None)
         worker.connection.close()
     own.close()
     deadline = time.monotonic() + _SECONDS_TO_LEAVE
@@ -311,7 +313,7 @@ def _serve(
     block: Any,
     layout: _Layout,
 ) -> None:
-    """Body of a worker: do what it is told until the parent hangs up."""
+    """Body of a worker: do what it is told until it is told to leave, or the parent has hung up."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     for end_of_parent in inherited:
@@ -329,7 +331,10 @@ def _serve(
     with contextlib.suppress(EOFError, OSError), contextlib.closing(venv):
         while True:
             _send(connection, outcome)
-            name, args, kwargs = connection.recv()
+            request = connection.recv()
+            if request is None:
+                break
+            name, args, kwargs = request
             try:
                 outcome = True, rows.call(name, *args, **kwargs)
             except Exception as error:
