@@ -61,6 +61,18 @@ class Render:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Export:
+    """The folder of a model card: weights, settings, an evaluation and a moving picture, nothing pickled."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of a run."""
+    out: Path
+    """Folder to write; it must not exist yet."""
+    episodes: int = 200
+    """Unseen episodes of the evaluation in the card."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Compare:
     """Train several memories with several seeds on the same tasks, and say which is better and how sure that is."""
 
@@ -116,13 +128,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Do what the command line says (`sys.argv` if None)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = parse(
-        Evaluate | Render | Compare | List | Doctor | Demo, arguments, prog="python -m agents", description=DESCRIPTION
+        Evaluate | Render | Export | Compare | List | Doctor | Demo,
+        arguments,
+        prog="python -m agents",
+        description=DESCRIPTION,
     )
     match command:
         case Evaluate():
             _evaluate(command)
         case Render():
             _render(command)
+        case Export():
+            from agents.export import export
+
+            print(export(command.run, command.out, episodes=command.episodes))
         case Compare():
             from agents.comparison import compare
 
