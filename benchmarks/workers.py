@@ -31,9 +31,10 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 import envs
+from agents.throughput import N_ENVS, N_STEPS, ours, seconds_of
 from benchmarks.machine import describe_machine
-from benchmarks.throughput import N_ENVS, N_EPOCHS, N_MINIBATCHES, N_STEPS, NET_ARCH, our_minigrid, stock_minigrid
-from fwp_rl.sb3 import MemoryPPO, WorkerVecEnv
+from benchmarks.throughput import our_minigrid, stock_minigrid
+from fwp_rl.sb3 import WorkerVecEnv
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 SECONDS = 0.05
@@ -124,25 +125,15 @@ def steps(make: Maker, n_envs: int, repeats: int) -> dict[str, list[float]]:
 def training(make: Maker, repeats: int) -> dict[str, list[float]]:
     """Seconds of a rollout and an update."""
     models = {
-        name: MemoryPPO(
-            "MlpPolicy",
-            CONTENDERS[name](make, N_ENVS),
-            n_steps=N_STEPS,
-            batch_size=N_ENVS * N_STEPS // N_MINIBATCHES,
-            n_epochs=N_EPOCHS,
-            policy_kwargs={"memory": "delta", "net_arch": NET_ARCH},
-            seed=0,
-            device="cpu",
-        )
+        name: ours(functools.partial(CONTENDERS[name], make, N_ENVS), ["delta"])["MemoryPPO delta"]
         for name in ("one process", "2 processes", "3 processes")
     }
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for repeat in range(repeats + 1):
         for name, model in models.items():
-            started = time.perf_counter()
-            model.learn(N_ENVS * N_STEPS, reset_num_timesteps=False)
+            taken = seconds_of(model, 1)
             if repeat:  # the first one compiles
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(taken)
     for model in models.values():
         model.get_env().close()  # type: ignore[union-attr]  # it has one
     return seconds
