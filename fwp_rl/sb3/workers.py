@@ -49,6 +49,7 @@ class WorkerVecEnv(VecEnv):
     environment.) Only an environment that draws from the global random generators instead of its own differs.
 
     What an environment raises is raised here, with the number of its worker as a note and its traceback as the cause.
+    One that crashes or hangs in the share of this process takes this process with it, as with DummyVecEnv.
     Workers leave Ctrl-C and SIGTERM to the parent, and are gone when the parent is, even if it was killed. The shared
     memory has no name, so none can be left behind.
 
