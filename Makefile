@@ -25,6 +25,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.operator
 	$(BIN)/python -m benchmarks.tasks
 	$(BIN)/python -m benchmarks.separation
+	$(BIN)/python -m benchmarks.workers
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.learning t-maze cartpole memory-s9 memory-s11
 	$(BIN)/python -m benchmarks.retrieval

@@ -87,6 +87,32 @@ class Probe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Export:
+    """The folder of a model card: weights, settings, an evaluation and a moving picture, nothing pickled."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of a run."""
+    out: Path
+    """Folder to write; it must not exist yet."""
+    episodes: int = 200
+    """Unseen episodes of the evaluation in the card."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """How fast memories train on this machine, beside PPO and RecurrentPPO."""
+
+    env_id: str = "MiniGrid-MemoryS11-v0"
+    """Task, with the options of its preset."""
+    memory: tuple[str, ...] = ("delta", "lstm", "gru")
+    """Memories."""
+    repeats: int = 5
+    """Turns that each takes."""
+    threads: int = 1
+    """Threads for computing."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Compare:
     """Train several memories with several seeds on the same tasks, and say which is better and how sure that is."""
 
@@ -142,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Do what the command line says (`sys.argv` if None)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = parse(
-        Evaluate | Render | Probe | Compare | List | Doctor | Demo,
+        Evaluate | Render | Probe | Export | Bench | Compare | List | Doctor | Demo,
         arguments,
         prog="python -m agents",
         description=DESCRIPTION,
@@ -154,6 +180,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             _render(command)
         case Probe():
             _probe(command)
+        case Export():
+            from agents.export import export
+
+            print(export(command.run, command.out, episodes=command.episodes))
+        case Bench():
+            from agents.throughput import bench
+
+            print(bench(command.env_id, command.memory, repeats=command.repeats, threads=command.threads))
         case Compare():
             from agents.comparison import compare
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 import envs
-from agents.config import TrainConfig, to_json
+from agents.config import TrainConfig, to_json, what_decides
 from agents.errors import AgentsError, RunFileError, UsageError
 from agents.evaluation import Episode, evaluate_run, summarize
 from agents.progress import Progress, format_seconds
@@ -160,7 +160,7 @@ def _mean(values: Sequence[float]) -> Estimate:
 
 
 def _job(task: str, name: str, memory: MemoryConfig, seed: int, total_timesteps: int | None, root: Path) -> Job:
-    config = dataclasses.replace(task_config(task), memory=memory, seed=seed, threads=1)
+    config = dataclasses.replace(task_config(task), memory=memory, seed=seed, threads=1, workers=0)
     if total_timesteps is not None:
         config = dataclasses.replace(config, total_timesteps=total_timesteps)
     return Job(f"{task} {name} seed {seed}", config, default_directory(root, task, name, seed))
@@ -176,9 +176,10 @@ def _is_finished(job: Job) -> bool:
     if not RunPaths(job.directory).description.exists():
         return False
     description = read_run(job.directory)
-    wanted = json.loads(json.dumps(to_json(job.config)))
-    if description["config"] != wanted:
-        differs = [key for key in wanted if description["config"].get(key) != wanted[key]]
+    wanted = what_decides(json.loads(json.dumps(to_json(job.config))))
+    found = what_decides(description["config"])
+    if found != wanted:
+        differs = [key for key in wanted if found.get(key) != wanted[key]]
         raise UsageError(f"{job.directory} is a run with another {', '.join(differs)}; give another --root")
     return bool(description["status"] == "finished")
 

@@ -88,6 +88,9 @@ class TrainConfig:
     """Environment steps to train for, over all environments together."""
     n_envs: int = 16
     """Environments that run side by side."""
+    workers: int | None = None
+    """Processes besides this one that step environments; the results are the same with any number. None: as many as
+    should finish the run soonest, by the time that a step takes. Tasks written in NumPy run in this process."""
     seed: int = 0
     """Seed of the weights, of exploration and of the training environments."""
     eval_every: int = 0
@@ -122,6 +125,8 @@ def config_problems(config: TrainConfig) -> list[str]:
     ]
     if config.n_envs > 1000:
         problems.append(f"n_envs={config.n_envs} must be at most 1000")
+    if config.workers is not None and config.n_envs > 0 and config.workers >= config.n_envs:
+        problems.append(f"workers={config.workers} must be less than n_envs={config.n_envs}: this process has a share")
     if any(size < 1 for size in config.net_arch):
         problems.append(f"net_arch={config.net_arch} must hold sizes of at least 1")
     if config.stop_at_success is not None and not 0 < config.stop_at_success <= 1:
@@ -136,10 +141,16 @@ def config_problems(config: TrainConfig) -> list[str]:
     return problems
 
 
+def what_decides(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as JSON without the settings that do not change the results: two runs that agree in it are one run."""
+    return {name: value for name, value in config.items() if name != "workers"}
+
+
 _LEAST = {
     "n_blocks": 1,
     "total_timesteps": 1,
     "n_envs": 1,
+    "workers": 0,
     "seed": 0,
     "eval_every": 0,
     "eval_episodes": 1,

@@ -57,6 +57,7 @@ def _config(memory: str, total_timesteps: int, seed: int) -> TrainConfig:
         eval_episodes=100,
         stop_at_success=1.0,
         threads=1,
+        workers=0,
     )
 
 

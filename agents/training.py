@@ -35,9 +35,9 @@ from agents.panels import still_pictures
 from agents.progress import Progress, format_seconds
 from agents.recording import record
 from agents.runs import FORMAT, VERSION, MetricsFile, RunPaths, create_run_directory, default_directory, write_json
-from agents.vec_env import NormalizedRewards, make_vec_env, policy_name, seed_training
+from agents.vec_env import NormalizedRewards, best_workers, make_vec_env, policy_name, seed_training
 from fwp_rl.registry import memory_name
-from fwp_rl.sb3 import MemoryPPO, NonFiniteError, RolloutSample, diagnose
+from fwp_rl.sb3 import MemoryPPO, NonFiniteError, RolloutSample, WorkerError, diagnose
 
 _DIAGNOSE_EVERY = 8
 """Rollouts between two looks at the memory: one look costs a few per cent of a rollout and its update."""
@@ -64,6 +64,9 @@ def train(
     if problems := config_problems(config):
         raise UsageError("\n".join(problems + _ppo_problems(config)))
     _set_threads(config.threads)
+    if config.workers is None:
+        workers = best_workers(config.env_id, config.n_envs, config.planned_steps, config.env_options, config.wrappers)
+        config = dataclasses.replace(config, workers=workers)
     with contextlib.closing(_make_training_env(config)) as venv, Interrupts() as interrupts:
         model = build_model(config, venv)
         run = _Run(config, model, create_run_directory(directory, overwrite=overwrite), quiet)
@@ -121,8 +124,9 @@ class _Run:
         try:
             self.model.learn(self.config.total_timesteps, callback=_RunCallback(self, progress, interrupts))
             status = "interrupted" if interrupts.received else "finished"
-        except NonFiniteError as error:
-            raise EnvironmentFaultError(str(error)) from error
+        except (NonFiniteError, WorkerError, EnvironmentFaultError) as error:
+            parts = [str(error), *getattr(error, "__notes__", ()), f"the agent is saved in {self.paths.model}"]
+            raise EnvironmentFaultError("; ".join(parts)) from error
         finally:
             with contextlib.ExitStack() as closing:  # each of these happens even if another one fails
                 closing.callback(lambda: write_json(self.paths.description, {**description, **self._ending(status)}))
@@ -143,6 +147,8 @@ class _Run:
         if not self.quiet:
             print(f"environment   {self.config.env_id}{_options_text(self.config)}")
             print(self.model.describe())
+            if self.config.workers:
+                print(f"workers       {self.config.workers} besides this process")
             print(f"run           {self.paths.directory}", flush=True)
 
     def _say_goodbye(self, interrupts: Interrupts) -> None:
@@ -306,6 +312,7 @@ def _make_training_env(config: TrainConfig) -> VecEnv:
         wrappers=config.wrappers,
         previous_action=config.previous_action,
         previous_reward=config.previous_reward,
+        workers=config.workers or 0,
     )
     return NormalizedRewards(venv, config.ppo.gamma) if config.ppo.normalize_reward else venv
 
@@ -315,8 +322,9 @@ def _ppo_problems(config: TrainConfig) -> list[str]:
     if not 1 <= config.n_envs <= 1000 or config.n_blocks < 1 or any(size < 1 for size in config.net_arch):
         return []
     try:
+        config = dataclasses.replace(config, device="cpu", workers=0)
         with contextlib.closing(_make_training_env(config)) as venv:
-            build_model(dataclasses.replace(config, device="cpu"), venv)
+            build_model(config, venv)
     except (AgentsError, RuntimeError) as error:
         return str(error).splitlines()
     return []

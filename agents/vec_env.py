@@ -2,11 +2,14 @@
 
     venv = make_vec_env("MiniGrid-MemoryS11-v0", 16, seed=0, options={"actions": "moves"})
 
-Own tasks that are vectorised in NumPy run as one object (`NativeVecEnv`); everything else runs one environment after
-the other (DummyVecEnv). Training seeds start at 10 000 000 and evaluation seeds at 1 000 000, so they never meet (see
-`agents.episodes`).
+Own tasks that are vectorised in NumPy run as one object (`NativeVecEnv`). Everything else runs one environment after
+the other (DummyVecEnv), in several processes where that is faster (`WorkerVecEnv`, `best_workers`). Training seeds
+start at 10 000 000 and evaluation seeds at 1 000 000, so they never meet (see `agents.episodes`).
 """
 
+import contextlib
+import functools
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,8 +25,17 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 import envs
 from agents.config import OptionValue
 from agents.episodes import make_env, training_seed
+from agents.errors import EnvironmentFaultError, UsageError
 from envs.task import VectorTask
-from fwp_rl.sb3 import PreviousInputs
+from fwp_rl.sb3 import PreviousInputs, WorkerVecEnv
+
+MEASURED_SECONDS = 0.1
+START_SECONDS = 5.0
+"""Starting workers: they import what we have imported."""
+MESSAGE_SECONDS = 2e-4
+"""Telling a worker to take a step, and its answer (`benchmarks.workers`)."""
+SHARE_FACTOR = 1.1
+"""A share takes longer than it would alone: the slowest one counts, and caches have grown cold (the same)."""
 
 
 def make_vec_env(
@@ -35,19 +47,77 @@ def make_vec_env(
     wrappers: Sequence[str] = (),
     previous_action: bool = False,
     previous_reward: bool = False,
+    workers: int = 0,
 ) -> VecEnv:
-    """`n_envs` training environments of the run `seed`, with episode statistics in the infos as Monitor gives them."""
+    """`n_envs` training environments of the run `seed`, with episode statistics in the infos as Monitor gives them.
+
+    `workers` processes help this one to step them, which changes no result.
+    """
     options = dict(options or {})
     make_env(env_id, options, wrappers).close()  # says in one line what is wrong with id and options
     task = envs.make_vector(env_id, n_envs, wrappers=wrappers, **options)
+    makers = [functools.partial(_make_monitored, env_id, options, wrappers)] * n_envs
     venv: VecEnv
+    if task is not None and workers:
+        raise UsageError(f"workers={workers}: {env_id} is written in NumPy and runs in one process; leave workers out")
     if task is not None:
         venv = add_inputs(NativeVecEnv(task), previous_action, previous_reward)
+    elif workers:
+        venv = add_inputs(WorkerVecEnv(makers, workers), previous_action, previous_reward)
     else:
-        makers = [lambda: Monitor(make_env(env_id, options, wrappers))] * n_envs
         venv = vectorize(makers, previous_action, previous_reward)
     seed_training(venv, seed)
     return venv
+
+
+def best_workers(
+    env_id: str,
+    n_envs: int,
+    n_steps: int,
+    options: Mapping[str, OptionValue] | None = None,
+    wrappers: Sequence[str] = (),
+) -> int:
+    """How many workers should bring `n_steps` steps of all environments together to an end soonest.
+
+    Decided by the time that a step takes, over a tenth of a second of random actions.
+    """
+    options = dict(options or {})
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.closing(_make_monitored(env_id, options, wrappers)) as env:
+        if min(n_cores, n_envs) < 2 or envs.make_vector(env_id, 1, wrappers=wrappers, **options) is not None:
+            return 0
+        try:
+            return soonest(_seconds_of_step(env), n_envs, n_steps, n_cores)
+        except EnvironmentFaultError:
+            return 0  # the run itself will meet the fault, and can tell more
+
+
+def soonest(seconds_of_step: float, n_envs: int, n_steps: int, n_cores: int) -> int:
+    """The number of workers of a run of `n_steps` steps by the model of `benchmarks.workers`; 0 if none pay."""
+
+    def seconds(workers: int) -> float:
+        share = -(-n_envs // (workers + 1)) * seconds_of_step
+        round_ = share if workers == 0 else SHARE_FACTOR * share + MESSAGE_SECONDS * workers
+        return n_steps / n_envs * round_ + (START_SECONDS if workers else 0.0)
+
+    return min(range(min(n_cores, n_envs)), key=seconds)
+
+
+def _seconds_of_step(env: gymnasium.Env) -> float:
+    env.action_space.seed(0)
+    env.reset(seed=training_seed(0))
+    env.step(env.action_space.sample())  # compiles
+    n_steps, started = 0, time.perf_counter()
+    while (taken := time.perf_counter() - started) < MEASURED_SECONDS:
+        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        n_steps += 1
+        if terminated or truncated:
+            env.reset()
+    return taken / n_steps
+
+
+def _make_monitored(env_id: str, options: dict[str, OptionValue], wrappers: Sequence[str]) -> gymnasium.Env:
+    return Monitor(make_env(env_id, options, wrappers))
 
 
 def seed_training(venv: VecEnv, seed: int) -> None:

@@ -3,9 +3,7 @@
     python -m benchmarks.throughput             # 10 minutes; writes benchmarks/results/throughput.{json,md}
     python -m benchmarks.throughput --smoke     # seconds, writes nothing
 
-One process, rollout and update included. Everybody has 16 environments, 128 steps, 4 epochs, 4 minibatches, one memory
-shared by actor and critic, the same heads, and about the same number of parameters. The contenders take turns within
-each repeat, so that a noisy machine is noisy for all; a ratio is the median of the ratios within each repeat.
+How it is measured, and what everybody has in common, is told in `agents.throughput`, which measures for users, too.
 
 - env only: random actions, no learner: the ceiling.
 - RecurrentPPO: sb3-contrib as it is (shared LSTM).
@@ -18,8 +16,6 @@ each repeat, so that a noisy machine is noisy for all; a ratio is the median of 
 import argparse
 import json
 import pathlib
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -29,17 +25,14 @@ import torch
 from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import envs
+from agents.throughput import LSTM, N_ENVS, SETTINGS, faster, measure, ours, peers
 from benchmarks.machine import describe_machine
-from fwp_rl.sb3 import MemoryPPO
 
-N_ENVS, N_STEPS, N_EPOCHS, N_MINIBATCHES = 16, 128, 4, 4
-NET_ARCH = {"pi": [64], "vf": [64]}
 MAIN = ("delta", "gated_delta", "lstm", "gru")
 OTHERS = (
     "rnn",
@@ -109,88 +102,28 @@ class PatchedPolicy(RecurrentActorCriticPolicy):
         return torch.flatten(output.transpose(0, 1), start_dim=0, end_dim=1), states
 
 
-def stock_minigrid() -> VecEnv:
+def stock_minigrid() -> gymnasium.Env[Any, Any]:
     """MiniGrid-MemoryS11-v0 as everybody has it: the image of the view, flat."""
     from minigrid.wrappers import ImgObsWrapper
 
-    def make() -> gymnasium.Env[Any, Any]:
-        return Monitor(gymnasium.wrappers.FlattenObservation(ImgObsWrapper(gymnasium.make("MiniGrid-MemoryS11-v0"))))
-
-    return DummyVecEnv([make] * N_ENVS)
+    return Monitor(gymnasium.wrappers.FlattenObservation(ImgObsWrapper(gymnasium.make("MiniGrid-MemoryS11-v0"))))
 
 
-def our_minigrid() -> VecEnv:
+def our_minigrid() -> gymnasium.Env[Any, Any]:
     """The same task and the same observation from `envs`, where the view is computed by compiled code."""
-    return DummyVecEnv([lambda: Monitor(envs.make("MiniGrid-MemoryS11-v0", observation="symbolic"))] * N_ENVS)
+    return Monitor(envs.make("MiniGrid-MemoryS11-v0", observation="symbolic"))
 
 
 ENVIRONMENTS: dict[str, Callable[[], VecEnv]] = {
     "null": NullVecEnv,
-    "MiniGrid-MemoryS11-v0": stock_minigrid,
-    "MiniGrid-MemoryS11-v0 (envs)": our_minigrid,
+    "MiniGrid-MemoryS11-v0": lambda: DummyVecEnv([stock_minigrid] * N_ENVS),
+    "MiniGrid-MemoryS11-v0 (envs)": lambda: DummyVecEnv([our_minigrid] * N_ENVS),
 }
 
 
 def contenders(make_env: Callable[[], VecEnv], memories: tuple[str, ...]) -> dict[str, BaseAlgorithm]:
-    shared = {
-        "n_steps": N_STEPS,
-        "batch_size": N_ENVS * N_STEPS // N_MINIBATCHES,
-        "n_epochs": N_EPOCHS,
-        "seed": 0,
-        "device": "cpu",
-    }
-    lstm = {"lstm_hidden_size": 128, "shared_lstm": True, "enable_critic_lstm": False, "net_arch": NET_ARCH}
-    models: dict[str, BaseAlgorithm] = {
-        "PPO": PPO("MlpPolicy", make_env(), **shared),
-        "RecurrentPPO": RecurrentPPO("MlpLstmPolicy", make_env(), policy_kwargs=lstm, **shared),
-        "RecurrentPPO patched": RecurrentPPO(PatchedPolicy, make_env(), policy_kwargs=lstm, **shared),
-    }
-    for memory in memories:
-        kwargs = {"memory": memory, "net_arch": NET_ARCH}
-        models[f"MemoryPPO {memory}"] = MemoryPPO("MlpPolicy", make_env(), policy_kwargs=kwargs, **shared)
-    return models
-
-
-def seconds_of_env(env: VecEnv, iterations: int) -> float:
-    actions = [np.array([env.action_space.sample() for _ in range(N_ENVS)]) for _ in range(16)]
-    env.reset()
-    started = time.perf_counter()
-    for t in range(iterations * N_STEPS):
-        env.step(actions[t % 16])
-    return time.perf_counter() - started
-
-
-def seconds_of(model: BaseAlgorithm, iterations: int) -> float:
-    started = time.perf_counter()
-    model.learn(iterations * N_ENVS * N_STEPS, reset_num_timesteps=False)
-    return time.perf_counter() - started
-
-
-def measure(make_env: Callable[[], VecEnv], memories: tuple[str, ...], repeats: int, iterations: int) -> dict[str, Any]:
-    env, models = make_env(), contenders(make_env, memories)
-    for model in models.values():
-        seconds_of(model, 1)  # compiles and allocates
-    times: dict[str, list[float]] = {"env only": []} | {name: [] for name in models}
-    for _ in range(repeats):
-        times["env only"].append(seconds_of_env(env, iterations))
-        for name, model in models.items():
-            times[name].append(seconds_of(model, iterations))
-    steps = iterations * N_ENVS * N_STEPS
-    return {
-        name: {
-            "steps_per_second": round(steps / statistics.median(seconds)),
-            "best": round(steps / min(seconds)),
-            "worst": round(steps / max(seconds)),
-            "parameters": sum(p.numel() for p in models[name].policy.parameters()) if name in models else 0,
-            "seconds": [round(x, 4) for x in seconds],
-        }
-        for name, seconds in times.items()
-    }
-
-
-def faster(ours: list[float], theirs: list[float]) -> float:
-    """How many times, in the median repeat."""
-    return statistics.median(other / mine for mine, other in zip(ours, theirs, strict=True))
+    patched = RecurrentPPO(PatchedPolicy, make_env(), policy_kwargs=LSTM, **SETTINGS)
+    return {**peers(make_env), "RecurrentPPO patched": patched, **ours(make_env, memories)}
 
 
 BARS = (  # environment, ours, theirs, at least
@@ -240,7 +173,10 @@ def main() -> None:
     repeats, iterations = (1, 1) if arguments.smoke else (arguments.repeats, arguments.iterations)
     environments = {name: ENVIRONMENTS[name] for name in (["null"] if arguments.smoke else ENVIRONMENTS)}
     memories = MAIN if arguments.smoke else (*MAIN, *OTHERS)
-    rows = {name: measure(make_env, memories, repeats, iterations) for name, make_env in environments.items()}
+    rows = {
+        name: measure(make_env, contenders(make_env, memories), repeats=repeats, iterations=iterations)
+        for name, make_env in environments.items()
+    }
     seconds = {name: {who: row["seconds"] for who, row in table.items()} for name, table in rows.items()}
     result = {
         "machine": describe_machine(),

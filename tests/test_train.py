@@ -1,7 +1,9 @@
 """The front door: what a run leaves behind, what stops it, and what it refuses."""
 
+import functools
 import importlib.util
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -22,7 +24,7 @@ from agents.command_line import run
 from agents.config import train_config_from_json
 from agents.evaluation import evaluate_run, load_run
 from agents.runs import read_metrics, read_run
-from fwp_rl.sb3 import MemoryPPO
+from fwp_rl.sb3 import MemoryPPO, WorkerVecEnv
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--preset", "debug", "--quiet", "--total-timesteps", "256", "--eval-every", "0"]
@@ -200,8 +202,11 @@ class _Poisoned(gymnasium.Env):
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
         self.steps += 1
         is_bad = self.steps == 45
-        if is_bad and self.kind == "raise":
+        in_worker = multiprocessing.parent_process() is not None
+        if is_bad and (self.kind == "raise" or (self.kind == "raise in worker" and in_worker)):
             raise OSError("the cable came off")
+        if is_bad and self.kind == "kill" and in_worker:
+            os.kill(os.getpid(), signal.SIGKILL)
         observation = np.full(3, np.nan if is_bad and self.kind == "observation" else 0.0, np.float32)
         return observation, np.inf if is_bad and self.kind == "reward" else 0.0, self.steps % 10 == 0, False, {}
 
@@ -250,6 +255,33 @@ def test_a_broken_task_stops_the_run_before_the_weights(
     assert read_run(tmp_path / "run")["status"] == "failed"
     _, policy = load_run(tmp_path / "run")
     assert all(bool(parameter.isfinite().all()) for parameter in policy.parameters())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            "raise in worker",
+            r"step raised OSError: the cable came off \(\w+.py:\d+\); in worker 0 \(environments 2 to 3\)",
+        ),
+        ("kill", r"worker 0 \(environments 2 to 3\) was killed by SIGKILL"),
+    ],
+)
+def test_a_fault_in_a_worker_names_it_and_what_is_saved(
+    tmp_path: Path, call: Any, poisoned: str, monkeypatch: pytest.MonkeyPatch, kind: str, message: str
+) -> None:
+    monkeypatch.setattr("agents.vec_env.WorkerVecEnv", functools.partial(WorkerVecEnv, start_method="fork"))
+    directory = tmp_path / "run"
+    sizes = ["--n-envs", 4, "--ppo.n-steps", 32, "--total-timesteps", 2000, "--workers", 1]
+    code, _, err = call(
+        "--env-id", poisoned, "--env-options", f"kind={kind}", *sizes, "--run-dir", directory, "--quiet"
+    )
+    assert code == 3
+    assert re.fullmatch(rf"error: .*{message}; the agent is saved in {directory / 'model.zip'}\n", err)
+    load_run(directory)
+    assert read_run(directory)["status"] == "failed"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")

@@ -11,6 +11,7 @@ from fwp_rl.sb3.policies import (
 from fwp_rl.sb3.portable import ModelFileError, NotPortableError, load_policy
 from fwp_rl.sb3.ppo import MemoryPPO, NonFiniteError
 from fwp_rl.sb3.previous import PreviousInputs
+from fwp_rl.sb3.workers import WorkerError, WorkerVecEnv
 
 MlpPolicy = MemoryActorCriticPolicy
 CnnPolicy = MemoryActorCriticCnnPolicy
@@ -31,6 +32,8 @@ __all__ = [
     "RolloutSample",
     "SequenceBatch",
     "SequenceRolloutBuffer",
+    "WorkerError",
+    "WorkerVecEnv",
     "audit_policy",
     "diagnose",
     "load_policy",

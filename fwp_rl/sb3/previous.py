@@ -73,7 +73,9 @@ class PreviousInputs(VecEnvWrapper):
 
 
 def _batch_of_one(obs: Any) -> Any:
-    return {key: value[None] for key, value in obs.items()} if isinstance(obs, dict) else np.asarray(obs)[None]
+    return (
+        {key: np.asarray(value)[None] for key, value in obs.items()} if isinstance(obs, dict) else np.asarray(obs)[None]
+    )
 
 
 def _encode(space: spaces.Space[Any], actions: np.ndarray) -> np.ndarray:

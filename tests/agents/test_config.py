@@ -63,4 +63,6 @@ def test_all_problems_are_told_at_once() -> None:
     problems = "\n".join(config_problems(config))
     for name in ("n_envs=0", "seed=-1", "total_timesteps=0", "stop_at_success=2.0", "eval_every", "'tpu'", "net_arch"):
         assert name in problems
+    for workers in (-1, 4):
+        assert f"workers={workers} must be" in "\n".join(config_problems(TrainConfig(n_envs=4, workers=workers)))
     assert "stop_at_return needs evaluations" in "\n".join(config_problems(TrainConfig(stop_at_return=450.0)))

@@ -1,4 +1,6 @@
 import dataclasses
+import functools
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from agents.presets import preset_config
 from agents.runs import RunPaths, read_metrics, read_run
 from agents.training import _make_training_env, build_model, train
 from agents.vec_env import NormalizedRewards
+from fwp_rl.sb3 import WorkerVecEnv
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -56,3 +59,26 @@ def test_a_run_ends_at_the_return_that_was_asked_for(target: float, stops: bool,
     run = read_run(train(config, tmp_path / "run", quiet=True))
     assert run["status"] == "finished"
     assert (run["steps"] < 512) == stops
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_workers_change_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red if a run with workers collects, logs or learns anything else, or does not say how many it had."""
+    monkeypatch.setattr("agents.vec_env.WorkerVecEnv", functools.partial(WorkerVecEnv, start_method="fork"))
+    runs = []
+    for workers in (None, 1, 2):
+        config = TrainConfig(
+            env_id="CartPoleNoVel-v1",
+            ppo=PPOConfig(n_steps=32, n_epochs=1, normalize_reward=True),
+            previous_action=True,
+            n_envs=4,
+            workers=workers,
+            total_timesteps=256,
+        )
+        directory = train(config, tmp_path / str(workers), quiet=True)
+        lines = read_metrics(RunPaths(directory).metrics)
+        runs.append([{k: v for k, v in line.items() if "time" not in k and k != "seconds"} for line in lines])
+        assert read_run(directory)["config"]["workers"] == (workers or 0)
+    assert runs[0]
+    assert runs[0] == runs[1] == runs[2]

@@ -8,7 +8,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeIm
 import envs
 from agents.episodes import EVALUATION_SEED, make_env, training_seed
 from agents.errors import EnvironmentFaultError, UsageError
-from agents.vec_env import NativeVecEnv, NormalizedRewards, make_vec_env, policy_name
+from agents.vec_env import NativeVecEnv, NormalizedRewards, best_workers, make_vec_env, policy_name, soonest
 
 # Tasks that end by success and failure, and by the limit of time (a policy that walks at random is slow in a corridor).
 TASKS = [
@@ -130,6 +130,38 @@ def test_seeds_of_training_and_evaluation_never_meet() -> None:
     assert training_seed(1) - training_seed(0) >= 1000  # runs of up to 1000 environments share no seed
     venv = make_vec_env("CartPole-v1", 2, seed=1)
     assert venv._seeds == [training_seed(1), training_seed(1) + 1]
+
+
+@pytest.mark.parametrize(
+    ("seconds_of_step", "n_envs", "n_steps", "n_cores", "workers"),
+    [
+        (1e-3, 16, 10**6, 2, 1),
+        (1e-3, 16, 10**6, 4, 3),
+        (1e-3, 16, 10**6, 1, 0),  # no core to spare
+        (1e-3, 3, 10**6, 64, 2),  # no more processes than environments
+        (1e-3, 1, 10**6, 64, 0),
+        (8e-6, 16, 10**7, 2, 0),  # the message takes longer than the step
+        (8e-6, 256, 10**7, 2, 1),
+        (1e-3, 16, 5_000, 2, 0),  # over before the workers have started
+        (1e-4, 16, 10**7, 64, 3),  # each more costs more than it brings
+    ],
+)
+def test_as_many_workers_as_pay(seconds_of_step: float, n_envs: int, n_steps: int, n_cores: int, workers: int) -> None:
+    """Red if cores, environments, the length of the run or the price of a message are forgotten."""
+    assert soonest(seconds_of_step, n_envs, n_steps, n_cores) == workers
+
+
+def test_workers_by_measurement() -> None:
+    """Red if a task of NumPy is measured at all, or a fast one gets workers."""
+    assert best_workers("fwp/TMaze-v0", 16, 10**9) == 0
+    assert best_workers("CartPole-v1", 2, 10**4) == 0
+    with pytest.raises(UsageError, match="CartPole-v1"):
+        best_workers("CartPol-v1", 16, 10**6)
+
+
+def test_a_task_of_numpy_has_no_workers() -> None:
+    with pytest.raises(UsageError, match="workers=2: fwp/TMaze-v0 is written in NumPy"):
+        make_vec_env("fwp/TMaze-v0", 4, workers=2)
 
 
 class _Broken(gymnasium.Env):

@@ -1,0 +1,144 @@
+"""How many environment steps per second does a whole training run make: ours, and the peers', side by side.
+
+One process, rollout and update included. Everybody has 16 environments, 128 steps, 4 epochs, 4 minibatches, one memory
+shared by actor and critic, the same heads, and about the same number of parameters. The contenders take turns within
+each repeat, so that a noisy machine is noisy for all; a ratio is the median of the ratios within each repeat.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sb3_contrib import RecurrentPPO
+from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+import envs
+from agents.command_line import nearest
+from agents.errors import UsageError
+from agents.presets import preset_config
+from agents.table import table
+from agents.vec_env import make_vec_env, policy_name
+from fwp_rl.registry import memory_configs
+from fwp_rl.sb3 import MemoryPPO
+
+N_ENVS, N_STEPS, N_EPOCHS, N_MINIBATCHES = 16, 128, 4, 4
+NET_ARCH = {"pi": [64], "vf": [64]}
+SETTINGS: dict[str, Any] = {
+    "n_steps": N_STEPS,
+    "batch_size": N_ENVS * N_STEPS // N_MINIBATCHES,
+    "n_epochs": N_EPOCHS,
+    "seed": 0,
+    "device": "cpu",
+}
+LSTM = {"lstm_hidden_size": 128, "shared_lstm": True, "enable_critic_lstm": False, "net_arch": NET_ARCH}
+"""sb3-contrib's LSTM, as wide as our memories and shared by actor and critic."""
+
+
+def bench(env_id: str, memories: Sequence[str], *, repeats: int, threads: int) -> str:
+    """A table of `memories` in training on a task, with its preset's observations, beside the peers."""
+    for name, value in (("repeats", repeats), ("threads", threads)):
+        if value < 1:
+            raise UsageError(f"{name}={value} must be at least 1")
+    for memory in memories:
+        if memory not in memory_configs():
+            hint = nearest(memory, list(memory_configs()))
+            raise UsageError(f"unknown memory {memory!r}; {hint or 'there are ' + ', '.join(memory_configs())}")
+    try:
+        config = preset_config(envs.resolve(env_id), None)
+    except envs.UnknownEnvironmentError as error:
+        raise UsageError(str(error)) from None
+
+    def make() -> VecEnv:
+        return make_vec_env(config.env_id, N_ENVS, options=config.env_options)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        rows = measure(make, {**peers(make), **ours(make, memories)}, repeats=repeats, iterations=1)
+    finally:
+        torch.set_num_threads(before)
+    return table(
+        [
+            {
+                "": name,
+                "parameters": f"{row['parameters']:,}" if row["parameters"] else "",
+                "steps/s": f"{row['steps_per_second']:,}",
+                "from": f"{row['worst']:,}",
+                "to": f"{row['best']:,}",
+                "x RecurrentPPO": f"{faster(row['seconds'], rows['RecurrentPPO']['seconds']):.2f}",
+            }
+            for name, row in rows.items()
+        ]
+    )
+
+
+def peers(make_env: Callable[[], VecEnv]) -> dict[str, BaseAlgorithm]:
+    """SB3's memoryless PPO with its default network, and sb3-contrib's RecurrentPPO."""
+    env = make_env()
+    name = policy_name(env)
+    return {
+        "PPO": PPO(name, env, **SETTINGS),
+        "RecurrentPPO": RecurrentPPO(name.replace("Policy", "LstmPolicy"), make_env(), policy_kwargs=LSTM, **SETTINGS),
+    }
+
+
+def ours(make_env: Callable[[], VecEnv], memories: Sequence[str]) -> dict[str, BaseAlgorithm]:
+    """MemoryPPO with each of the memories."""
+    models: dict[str, BaseAlgorithm] = {}
+    for memory in memories:
+        env = make_env()
+        kwargs = {"memory": memory, "net_arch": NET_ARCH}
+        models[f"MemoryPPO {memory}"] = MemoryPPO(policy_name(env), env, policy_kwargs=kwargs, **SETTINGS)
+    return models
+
+
+def seconds_of_env(env: VecEnv, iterations: int) -> float:
+    """Seconds of so many rollouts with random actions: the ceiling."""
+    actions = [np.array([env.action_space.sample() for _ in range(env.num_envs)]) for _ in range(16)]
+    env.reset()
+    started = time.perf_counter()
+    for t in range(iterations * N_STEPS):
+        env.step(actions[t % 16])
+    return time.perf_counter() - started
+
+
+def seconds_of(model: BaseAlgorithm, iterations: int) -> float:
+    """Seconds of so many rollouts and updates."""
+    started = time.perf_counter()
+    model.learn(iterations * N_ENVS * N_STEPS, reset_num_timesteps=False)
+    return time.perf_counter() - started
+
+
+def measure(
+    make_env: Callable[[], VecEnv], models: Mapping[str, BaseAlgorithm], *, repeats: int, iterations: int
+) -> dict[str, dict[str, Any]]:
+    """Speed of the environments alone ("env only") and of each model, in `repeats` turns of so many iterations."""
+    env = make_env()
+    for model in models.values():
+        seconds_of(model, 1)  # compiles and allocates
+    times: dict[str, list[float]] = {name: [] for name in ("env only", *models)}
+    for _ in range(repeats):
+        times["env only"].append(seconds_of_env(env, iterations))
+        for name, model in models.items():
+            times[name].append(seconds_of(model, iterations))
+    steps = iterations * N_ENVS * N_STEPS
+    return {
+        name: {
+            "steps_per_second": round(steps / statistics.median(seconds)),
+            "best": round(steps / min(seconds)),
+            "worst": round(steps / max(seconds)),
+            "parameters": sum(p.numel() for p in models[name].policy.parameters()) if name in models else 0,
+            "seconds": [round(x, 4) for x in seconds],
+        }
+        for name, seconds in times.items()
+    }
+
+
+def faster(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """How many times, in the median repeat."""
+    return statistics.median(other / mine for mine, other in zip(ours, theirs, strict=True))
