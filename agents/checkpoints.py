@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save as write_tensors
 from torch import Tensor
 
 from agents.errors import RunFileError
@@ -68,7 +69,7 @@ def save_checkpoint(path: Path, model: MemoryPPO, *, seconds: float) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(_STATE, json.dumps(state, allow_nan=False))
-        archive.writestr(_TENSORS, safetensors.torch.save(_tensors(model)))
+        archive.writestr(_TENSORS, write_tensors(_tensors(model)))
     replace_file(path, buffer.getvalue())
 
 
@@ -83,7 +84,7 @@ def load_checkpoint(path: Path, model: MemoryPPO) -> float:
             if any(archive.getinfo(name).file_size > largest for name, largest in _LARGEST.items()):
                 raise ValueError("it is larger than any that we write")
             state = strict_json(archive.read(_STATE).decode())
-            tensors = safetensors.torch.load(archive.read(_TENSORS))
+            tensors = read_tensors(archive.read(_TENSORS))
         if state["version"] != VERSION:
             raise ValueError(f"it has version {state['version']}, this program reads version {VERSION}")
         _restore_tensors(model, tensors)

@@ -4,10 +4,12 @@ import contextlib
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 _PACKAGES = ("torch", "numba", "numpy", "gymnasium", "minigrid", "stable-baselines3", "fwp-rl")
 
@@ -29,6 +31,18 @@ def changed_versions(earlier: Mapping[str, str]) -> str:
         for name, version in earlier.items()
         if now_installed.get(name) != version
     )
+
+
+def mixture(descriptions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What runs (their run.json) were not all made with, one sentence each: `torch 2.10 (3 runs), 2.11 (2 runs)`."""
+    made_with = [{**run.get("versions", {}), "commit": run.get("git_commit")} for run in descriptions]
+    sentences = []
+    for name in dict.fromkeys(name for made in made_with for name in made):
+        counts = Counter(made.get(name) for made in made_with)
+        if len(counts) > 1:
+            parts = [f"{value} ({count} run{'s' * (count > 1)})" for value, count in counts.most_common()]
+            sentences.append(f"{name} {', '.join(parts)}")
+    return sentences
 
 
 def machine() -> dict[str, str | int | None]:

@@ -28,6 +28,7 @@ from agents.errors import RunFileError, UsageError
 
 FORMAT = "fwp-run"
 VERSION = 1
+STATUSES = ("waiting", "running", "finished", "interrupted", "failed")
 
 _MAX_JSON_BYTES = 1_000_000
 
@@ -151,6 +152,8 @@ def read_run(directory: Path) -> dict[str, Any]:
         raise RunFileError(f"{path} does not describe a run (format is not {FORMAT!r})")
     if data.get("version") != VERSION:
         raise RunFileError(f"{path} has version {data.get('version')!r}, this program reads version {VERSION}")
+    if data.get("status") not in STATUSES:
+        raise RunFileError(f"{path} has status {data.get('status')!r}, expected one of {', '.join(STATUSES)}")
     return data
 
 

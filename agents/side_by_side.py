@@ -16,7 +16,8 @@ from agents.errors import InterruptedRunError
 from agents.interrupts import Interrupts
 
 _POLL_SECONDS = 0.5
-_ONE_THREAD = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")
+ONE_THREAD = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")
+"""Environment variables that keep the numerical libraries to one thread."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ class _one_thread_for_children:
     """One thread for the numerical libraries of every process started in the `with` block."""
 
     def __enter__(self) -> None:
-        self._before = {name: os.environ.get(name) for name in _ONE_THREAD}
-        os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
+        self._before = {name: os.environ.get(name) for name in ONE_THREAD}
+        os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
 
     def __exit__(self, *error: object) -> None:
         for name, value in self._before.items():

@@ -160,12 +160,14 @@ class _Run:
     def learn(self, interrupts: Interrupts) -> None:
         """Train to the end, to the target, or until a signal; whatever happens, save and close."""
         earlier = read_run(self.paths.directory) if self.paths.description.exists() else None
-        progress = Progress([memory_name(self.config.memory)], self.config.planned_steps, quiet=self.quiet)
         self.model.set_logger(Logger(str(self.paths.directory), []))
         is_resumed = self.paths.checkpoint.exists()
         if is_resumed:
             self.started -= load_checkpoint(self.paths.checkpoint, self.model)
-        metrics = self._open_metrics(progress, last_step=self.model.num_timesteps if is_resumed else -1)
+        already = self.model.num_timesteps
+        names = [memory_name(self.config.memory)]
+        progress = Progress(names, self.config.planned_steps, quiet=self.quiet, already=already)
+        metrics = self._open_metrics(progress, last_step=already if is_resumed else -1)
         description = self._describe(earlier)
         write_json(self.paths.description, description)
         self._introduce(earlier)
@@ -264,6 +266,10 @@ class _Run:
         }
 
 
+_FEW_EPISODES = 10
+"""Fewer in each environment between two checkpoints are too few."""
+
+
 class _RunCallback(BaseCallback):
     """Everything that happens between two updates; SB3 calls it."""
 
@@ -298,6 +304,7 @@ class _RunCallback(BaseCallback):
         elif self.num_timesteps >= self._next_save:
             self._next_save = _next_multiple(config.save_every, self.num_timesteps)
             self._run.save(self._progress)
+            self._tell_of_cuts()
             begin_stretch(self._run.model, config.seed)
 
     def _on_rollout_end(self) -> None:
@@ -311,6 +318,17 @@ class _RunCallback(BaseCallback):
             for name, value in diagnose(self._run.model.policy, self._sample).items():
                 self.logger.record(f"memory/{name}", value)
             self._sample = None
+
+    def _tell_of_cuts(self) -> None:
+        """Say so if a good part of all episodes is cut off at checkpoints, whose ends are then hardly ever seen."""
+        config, infos = self._run.config, self.model.ep_info_buffer
+        episode = safe_mean([info["l"] for info in infos]) * config.n_envs if infos else math.inf
+        if _FEW_EPISODES * episode > config.save_every:
+            length = f"about {episode / config.n_envs:.0f} steps long" if infos else "longer than that"
+            self._progress.note(
+                f"episodes start anew every save_every={config.save_every:,} steps of {config.n_envs} environments, "
+                f"but are {length}; make it larger"
+            )
 
     def _on_step(self) -> bool:
         self._show()

@@ -24,20 +24,20 @@ from agents.runs import RunPaths, claimed, read_metrics, read_run, write_json
 from agents.training import _RunCallback, prepare, resume, train
 from fwp_rl.registry import memory_config
 
-STEPS, CUT_AT = 768, 600  # a rollout has 128 steps, and there are checkpoints at 256 and 512
+STEPS, CUT_AT = 448, 350  # a rollout has 64 steps, and there are checkpoints at 128 and 256 (and 384)
 TINY = TrainConfig(
     env_id="fwp/RepeatPrevious-v0",
     memory=memory_config("gated_delta"),
-    ppo=PPOConfig(n_steps=32, n_epochs=2, learning_rate_schedule="linear"),
+    ppo=PPOConfig(n_steps=16, n_epochs=1, learning_rate_schedule="linear"),
     n_envs=4,
     total_timesteps=STEPS,
-    save_every=256,
+    save_every=128,
 )
 # What each of these adds is something that a checkpoint has to know.
 CONFIGS = {
     "evaluations and entropy": dataclasses.replace(
         TINY,
-        eval_every=128,
+        eval_every=64,
         eval_episodes=2,
         ppo=dataclasses.replace(TINY.ppo, ent_coef=0.1, ent_coef_final=0.0),
     ),
@@ -107,7 +107,7 @@ def test_a_resumed_run_is_the_one_without_a_break(config: TrainConfig, tmp_path:
     for index, values in moments(whole).items():
         assert all(torch.equal(value, moments(cut)[index][name]) for name, value in values.items())
     assert numbers(cut) == numbers(whole)
-    assert read_run(cut)["resumed_at"] == [512]
+    assert read_run(cut)["resumed_at"] == [256]
     assert read_run(cut)["steps"] == STEPS
     assert not (cut / "checkpoint.zip").exists()
 
@@ -118,7 +118,7 @@ def test_a_run_that_waits_or_has_no_checkpoint_begins_at_its_beginning(tmp_path:
     prepare(TINY, tmp_path / "cut")
     assert read_run(tmp_path / "cut")["status"] == "waiting"
     for resumed_at in ([], [0]):
-        cut_at(200)
+        cut_at(100)
         with pytest.raises(PowerCut):
             resume(tmp_path / "cut", quiet=True)
         assert read_run(tmp_path / "cut")["resumed_at"] == resumed_at
@@ -138,13 +138,13 @@ def test_a_finished_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_tensorboard_shows_no_step_twice(tmp_path: Path, cut_at: Any) -> None:
     """Catches what the process that was cut off wrote after its checkpoint."""
-    cut_at(CUT_AT + 128)
+    cut_at(CUT_AT)
     with pytest.raises(PowerCut):
         train(TINY, tmp_path / "run", quiet=True)
     events = EventAccumulator(str(resume(tmp_path / "run", quiet=True)), size_guidance={"scalars": 0})
     events.Reload()
     # That of the last update is written at the end, too.
-    assert [event.step for event in events.Scalars("train/loss")] == [*range(256, STEPS + 1, 128), STEPS]
+    assert [event.step for event in events.Scalars("train/loss")] == [*range(128, STEPS + 1, 64), STEPS]
 
 
 def test_a_disk_that_is_full_at_a_checkpoint_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +156,17 @@ def test_a_disk_that_is_full_at_a_checkpoint_changes_nothing(tmp_path: Path, mon
 
     monkeypatch.setattr(checkpoints, "replace_file", full)
     assert weights(train(TINY, tmp_path / "full", quiet=True)) == weights(whole)
+
+
+@pytest.mark.parametrize(("save_every", "is_told"), [(192, True), (320, False)])
+def test_checkpoints_that_cut_too_many_episodes_are_told(
+    save_every: int, is_told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches an agent that hardly ever sees how an episode ends, and nobody knows why."""
+    config = dataclasses.replace(TINY, env_options={"k": 2, "episode_length": 8}, save_every=save_every)
+    train(config, tmp_path / "run")
+    text = f"episodes start anew every save_every={save_every} steps of 4 environments, but are about 8 steps long"
+    assert (text in capsys.readouterr().err) == is_told
 
 
 def test_resuming_unpickles_nothing(tmp_path: Path, cut_at: Any, monkeypatch: pytest.MonkeyPatch) -> None:
