@@ -30,6 +30,7 @@ examples:
   python train.py --env-id CartPoleNoVel-v1 --seed 1 memory:lstm
   python train.py --env-id fwp/MiniGrid-TMaze-v0 --env-options length=9 --eval-every 20000 memory:gated_delta
   python train.py --preset debug
+  python train.py --resume runs/CartPoleNoVel-v1/lstm/seed_1
 
 then:
   python -m agents evaluate RUN      python -m agents render RUN      python -m agents list
@@ -39,6 +40,8 @@ then:
 def main(argv: Sequence[str] | None = None) -> Path:
     """Train as the command line says (`sys.argv` if None), and return the directory of the run."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if (directory := _value_of("resume", arguments)) is not None:
+        return _resume(Path(directory), arguments)
     default = _default_config(arguments)
     _check_memory(arguments)
     template = _arguments_like(default)
@@ -50,6 +53,24 @@ def main(argv: Sequence[str] | None = None) -> Path:
     from agents.training import train  # two seconds of imports that --help does not need
 
     return train(config, parsed.run_dir, root=parsed.root, overwrite=parsed.overwrite, quiet=parsed.quiet)
+
+
+def _resume(directory: Path, arguments: list[str]) -> Path:
+    """Go on with a run, whose settings are its own."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Resume:
+        resume: Path
+        quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+
+    try:
+        parsed = parse(Resume, arguments, prog="train.py", description=DESCRIPTION)
+    except UsageError as error:
+        raise UsageError(f"{error} (beside --resume only --quiet: the run in {directory} has its settings)") from None
+
+    from agents.training import resume
+
+    return resume(parsed.resume, quiet=parsed.quiet)
 
 
 def _default_config(arguments: list[str]) -> TrainConfig:
@@ -106,6 +127,8 @@ def _arguments_like(default: TrainConfig) -> Any:
         """Directory of all runs."""
         overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
         """Replace the run directory if it exists."""
+        resume: Path | None = None
+        """Go on with the run in this directory, with its own settings, from its last checkpoint (see --save-every)."""
         quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
         """Print nothing but errors."""
 

@@ -28,6 +28,9 @@ examples:
 A run is read from its run.json and the pickle-free part of its model.zip: a stranger's file cannot run code.
 """
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+"""Cores that this process may run on, which may be fewer than the machine has."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
@@ -128,10 +131,20 @@ class Compare:
     """Environment steps of each run. None: those of the preset."""
     episodes: int = 200
     """Unseen episodes that each agent plays at the end."""
-    jobs: int = os.cpu_count() or 1
+    equal_time: float | None = None
+    """End each run after so many seconds of training. Give more --total-timesteps than can be taken in that time."""
+    learning_rates: tuple[float, ...] = ()
+    """Also give each memory on each task the best of these, chosen on other seeds (1000, 1001, 1002)."""
+    jobs: int = CORES
     """Runs side by side, each on one thread."""
+    cluster: Literal["ray"] | None = None
+    """Train on a cluster instead (extra 'cluster'); the runs must lie on a file system that all its machines share."""
+    address: str | None = None
+    """host:port of the cluster. None: the one of this machine, or else a new one on it."""
+    prepare: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Only make the directories of the runs; any scheduler can train them, with train.py --resume DIRECTORY."""
     root: Path = Path("runs/compare")
-    """Directory of all runs. What is finished there is kept, what was cut off starts again from its seed."""
+    """Directory of all runs. What is finished there is kept, what was cut off goes on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +213,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                 episodes=command.episodes,
                 n_processes=command.jobs,
                 root=command.root,
+                equal_time=command.equal_time,
+                learning_rates=command.learning_rates,
+                cluster=command.cluster,
+                address=command.address,
+                prepare_only=command.prepare,
             )
         case List():
             from agents.listing import listing, task_listing

@@ -1,39 +1,71 @@
 """Which memory is better here, and is it real? Several memories, tasks and seeds, trained and judged alike.
 
 Every agent is a run of its own in `root/<env>/<memory>/seed_<n>`, which `train.py` could have made. Runs that are
-finished are kept, those that were cut off start again from their seed, so that a comparison that was killed comes to
+finished are kept, those that were cut off go on from their checkpoint, so that a comparison that was killed comes to
 the same numbers as one that was not. All agents play the same unseen episodes.
 """
 
 import dataclasses
 import difflib
-import json
 import shlex
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 import envs
-from agents.config import TrainConfig, to_json, what_decides
-from agents.errors import AgentsError, RunFileError, UsageError
+from agents.comparison_plot import draw, task_of
+from agents.comparison_text import ENOUGH_SEEDS, report
+from agents.config import TrainConfig
+from agents.errors import RunFileError, UsageError
 from agents.evaluation import Episode, evaluate_run, summarize
-from agents.progress import Progress, format_seconds
-from agents.runs import RunPaths, default_directory, read_metrics, read_run, write_json
+from agents.progress import Progress
+from agents.provenance import mixture
+from agents.runs import RunPaths, default_directory, read_config, read_metrics, read_run, write_json
 from agents.side_by_side import Job, train_side_by_side
-from agents.statistics import Estimate, estimate, interquartile_mean, probability_of_improvement
 from agents.suites import expand, task_config
-from agents.table import markdown
+from agents.training import prepare
 from fwp_rl.matching import matched
 from fwp_rl.memory import MemoryConfig
 from fwp_rl.registry import memory_config, memory_configs
 
 Equal = Literal["parameters", "state", "nothing"]
+Trainer = Callable[..., dict[str, int]]
+"""Takes jobs, `show` and `again`, and returns exit codes, as `train_side_by_side` does."""
 
 ENCODER_SIZE = 128
 """Inputs of the memory, at which sizes are made equal: what the policy's encoder puts out."""
-ENOUGH_SEEDS = 5
+SWEEP_SEEDS = (1000, 1001, 1002)
+"""On which learning rates are chosen: seeds that no comparison reaches."""
+THRESHOLD = 0.9
+"""Score from which a task counts as learned."""
+WAY = "the fraction of the way from the best return without memory to the optimum"
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What all runs of a comparison have in common."""
+
+    root: Path
+    total_timesteps: int | None
+    equal_time: float | None
+
+    def job(self, task: str, name: str, memory: MemoryConfig, seed: int, learning_rate: float | None = None) -> Job:
+        """A run with the preset's learning rate, or in a folder of its own with another one."""
+        config = dataclasses.replace(task_config(task), memory=memory, seed=seed, threads=1, workers=0)
+        config = dataclasses.replace(config, stop_at_seconds=self.equal_time)
+        if self.total_timesteps is not None:
+            config = dataclasses.replace(config, total_timesteps=self.total_timesteps)
+        label, root = f"{task} {name} seed {seed}", self.root
+        if learning_rate not in (None, config.ppo.learning_rate) or seed in SWEEP_SEEDS:
+            rate = config.ppo.learning_rate if learning_rate is None else learning_rate
+            config = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, learning_rate=rate))
+            label, root = f"{label} learning rate {rate:g}", self.root / "learning_rates" / f"{rate:g}"
+        return Job(label, config, default_directory(root, task, name, seed))
 
 
 def compare(
@@ -46,35 +78,72 @@ def compare(
     episodes: int,
     n_processes: int,
     root: Path,
+    equal_time: float | None = None,
+    learning_rates: Sequence[float] = (),
+    cluster: Literal["ray"] | None = None,
+    address: str | None = None,
+    prepare_only: bool = False,
 ) -> None:
-    """Train what is missing, evaluate everything, write comparison.json, .md and .png, and print the tables."""
+    """Train what is missing, evaluate everything, write comparison.json, .md and .png, and print the tables.
+
+    A run that is damaged or cannot be trained is left out; RunFileError names all of them in the end. With
+    `prepare_only`, make the directories of the runs for another scheduler, and do no more.
+    """
     for name, value in (("seeds", n_seeds), ("episodes", episodes), ("jobs", n_processes)):
         if value < 1:
             raise UsageError(f"{name}={value} must be at least 1")
+    if bad := [rate for rate in learning_rates if not 0 < rate < float("inf")]:
+        raise UsageError(f"learning rate {bad[0]:g} must be more than 0")
+    if equal_time is not None and not equal_time > 0:
+        raise UsageError(f"equal_time={equal_time:g} must be more than 0 seconds")
     configs = {name: equal_config(name, memories[0], equal) for name in memories}
-    tasks = expand(env_ids)
-    jobs = [
-        _job(task, name, config, seed, total_timesteps, root)
-        for seed in range(n_seeds)  # outermost: a comparison that is cut off has compared memories
-        for task in tasks
-        for name, config in configs.items()
+    pairs = [(task, name) for task in expand(env_ids) for name in configs]
+    plan = _Plan(root=root, total_timesteps=total_timesteps, equal_time=equal_time)
+    # Seeds outermost: a comparison that is cut off has compared memories.
+    jobs = [plan.job(task, name, configs[name], seed) for seed in range(n_seeds) for task, name in pairs]
+    sweep = [
+        plan.job(task, name, configs[name], seed, rate)
+        for seed in SWEEP_SEEDS
+        for rate in dict.fromkeys(learning_rates)
+        for task, name in pairs
     ]
-    missing = [job for job in jobs if not _is_finished(job)]
-    print(f"{len(jobs)} runs in {root}: {len(jobs) - len(missing)} are finished, {len(missing)} to train", flush=True)
-    failed = _train(missing, n_processes)
-    print(f"evaluating {len(jobs) - len(failed)} agents on {episodes} unseen episodes, the same for all", flush=True)
-    rows = [_row(job, episodes) for job in jobs if job.name not in failed]
-    if not rows:
-        raise AgentsError("no run has finished, so there is nothing to compare")
-    result = {"equal": equal, "episodes": episodes, "rows": rows}
+    if n_seeds < ENOUGH_SEEDS:
+        print(
+            f"warning: seeds={n_seeds} is too few to call anything better; {ENOUGH_SEEDS} or more are", file=sys.stderr
+        )
+    trainer = _trainer(cluster, address, n_processes)
+    problems: dict[str, str] = {}
+    waiting = _prepared(jobs + sweep, root, problems)
+    if prepare_only:
+        print("train each with       python train.py --resume DIRECTORY")
+        print("then compare them     this command without --prepare")
+        return
+    _train(waiting, trainer, problems)
+    result: dict[str, Any] = {"equal": equal, "equal_time": equal_time, "episodes": episodes}
+    result["rows"] = _rows(jobs, episodes, problems)
+    if sweep:
+        trials = _rows(sweep, episodes, problems)
+        chosen = {pair: _best_rate(trials, *pair) for pair in pairs}
+        best = [
+            plan.job(task, name, configs[name], seed, chosen[task, name])
+            for seed in range(n_seeds)
+            for task, name in pairs
+            if chosen[task, name] is not None
+        ]
+        _train(_prepared(best, root, problems), trainer, problems)
+        result |= {"trials": trials, "best_rows": _rows(best, episodes, problems)}
+    if not result["rows"]:
+        raise RunFileError("\n".join(["no run can be compared", *_left_out(problems)]))
+    compared = [job for job in jobs if job.name not in problems]
+    result["mixed"] = mixture([read_run(job.directory) for job in compared])
     write_json(root / "comparison.json", result)
     text = report(result)
     (root / "comparison.md").write_text(text, encoding="utf-8")
-    draw([job for job in jobs if job.name not in failed], root / "comparison.png")
+    draw(compared, result["rows"], root / "comparison.png")
     print(f"\n{text}\nwritten to            {root / 'comparison.md'}, comparison.json and comparison.png")
     print(f"learning curves       tensorboard --logdir {shlex.quote(str(root))} --host 127.0.0.1")
-    if failed:
-        raise RunFileError(f"left out, because training them failed: {', '.join(failed)}")
+    if problems:
+        raise RunFileError("\n".join(_left_out(problems)))
 
 
 def equal_config(name: str, reference: str, equal: Equal) -> MemoryConfig:
@@ -91,130 +160,118 @@ def equal_config(name: str, reference: str, equal: Equal) -> MemoryConfig:
         raise UsageError(f"{name} cannot have the {equal} of {reference}: {error}") from None
 
 
-def report(result: dict[str, Any]) -> str:
-    """Tables in Markdown: one for each task, and over all tasks if they have a common scale."""
-    rows = result["rows"]
-    env_ids, memories = (list(dict.fromkeys(row[key] for row in rows)) for key in ("env_id", "memory"))
-    scores = {
-        name: [[row["score"] for row in rows if (row["env_id"], row["memory"]) == (env_id, name)] for env_id in env_ids]
-        for name in memories
-    }
-    lines = ["# Comparison\n"]
-    n_seeds = min(len(of) for each in scores.values() for of in each)
-    if n_seeds < ENOUGH_SEEDS:
-        lines.append(f"**Only {n_seeds} seed{'s' * (n_seeds != 1)}: too few to call anything better.**\n")
-    lines.append(
-        f"Equal {result['equal']}; {result['episodes']} unseen episodes for each agent, the same for all. Means over "
-        "seeds with a 95 % bootstrap interval; steps and time until training ended.\n"
+def _trainer(cluster: str | None, address: str | None, n_processes: int) -> Trainer:
+    """Where runs are trained: on the cores of this machine, or on a cluster, which must answer."""
+    if cluster is None:
+        if address is not None:
+            raise UsageError(f"address={address} is that of a cluster: add --cluster ray")
+        return lambda jobs, show, again: train_side_by_side(jobs, n_processes, show, again=again)
+    from agents.cluster import RayCluster
+
+    return RayCluster(address).train
+
+
+def _prepared(jobs: list[Job], root: Path, problems: dict[str, str]) -> list[Job]:
+    """Those that are not finished, with their directories. Of those that are damaged, `problems` tells why, by name."""
+    waiting = []
+    for job in jobs:
+        try:
+            if not _is_finished(job):
+                waiting.append(job)
+        except RunFileError as error:
+            problems[job.name] = str(error)
+    damaged = len([job for job in jobs if job.name in problems])
+    counts = f"{len(jobs) - len(waiting) - damaged} are finished, {len(waiting)} to train"
+    print(
+        f"{len(jobs)} run{'s' * (len(jobs) != 1)} in {root}: {counts}" + f", {damaged} damaged" * (damaged > 0),
+        flush=True,
     )
-    for env_id in env_ids:
-        of_task = [row for row in rows if row["env_id"] == env_id]
-        lines += [f"## {env_id}\n", markdown([_task_line(of_task, name) for name in memories]), ""]
-    complete = all(len({len(of) for of in each}) == 1 and each[0] for each in scores.values())
-    if complete and all(row["scale"] is not None for row in rows):
-        arrays = {name: np.array(each, dtype=float) for name, each in scores.items()}
-        lines += ["## All tasks\n", f"Scores are {_scales(rows)}.\n", markdown(_overall(arrays)), ""]
-    lines.append("![learning curves](comparison.png)\n")
-    return "\n".join(lines)
+    for job in waiting:
+        if not RunPaths(job.directory).description.exists():
+            prepare(job.config, job.directory)
+    return waiting
 
 
-def _task_line(rows: list[dict[str, Any]], name: str) -> dict[str, str]:
-    of = [row for row in rows if row["memory"] == name]
-    if not of:
-        return {"memory": name} | dict.fromkeys(_TASK_COLUMNS, "")
-    success = [row["success_rate"] for row in of]
-    return {
-        "memory": name,
-        "parameters": f"{of[0]['parameters']:,}",
-        "success": "" if success[0] is None else str(_mean(success)),
-        "return": str(_mean([row["return_mean"] for row in of])),
-        "by seed": ", ".join(f"{row['score']:.2f}" for row in of),
-        "steps": ", ".join(f"{row['steps'] / 1000:.0f}k" for row in of),
-        "time": format_seconds(sum(row["seconds"] for row in of) / len(of)),
-    }
+def _train(waiting: list[Job], trainer: Trainer, problems: dict[str, str]) -> None:
+    """Train them. Of those that fail, `problems` tells so, by name."""
+    if not waiting:
+        return
+    steps = {job.name: _last_step(job) for job in waiting}
+    planned = sum(job.config.planned_steps for job in waiting)
+    progress = Progress(["all runs"], planned, already=sum(steps.values()))
+    ended = 0
 
+    def show(job: Job, has_ended: bool) -> None:
+        nonlocal ended
+        last = _last_step(job)
+        steps[job.name] = job.config.planned_steps if has_ended else last
+        progress.update("all runs", sum(steps.values()))
+        if has_ended:
+            ended += 1
+            progress.note(f"{job.name}: ended after {last:,} steps ({ended} of {len(waiting)} runs)")
 
-_TASK_COLUMNS = ("parameters", "success", "return", "by seed", "steps", "time")
-
-
-def _overall(scores: dict[str, np.ndarray]) -> list[dict[str, str]]:
-    first, *_ = scores
-    return [
-        {
-            "memory": name,
-            "interquartile mean": str(estimate(interquartile_mean, of)),
-            f"better than {first}": ""
-            if name == first
-            else str(estimate(probability_of_improvement, of, scores[first])),
-        }
-        for name, of in scores.items()
-    ]
-
-
-def _scales(rows: list[dict[str, Any]]) -> str:
-    return " or ".join(sorted({row["scale"] for row in rows}))
-
-
-def _mean(values: Sequence[float]) -> Estimate:
-    return estimate(lambda x: float(x.mean()), np.array([values]))
-
-
-def _job(task: str, name: str, memory: MemoryConfig, seed: int, total_timesteps: int | None, root: Path) -> Job:
-    config = dataclasses.replace(task_config(task), memory=memory, seed=seed, threads=1, workers=0)
-    if total_timesteps is not None:
-        config = dataclasses.replace(config, total_timesteps=total_timesteps)
-    return Job(f"{task} {name} seed {seed}", config, default_directory(root, task, name, seed))
-
-
-def _task_of(job: Job) -> str:
-    """The first word of its name; several tasks may be of one environment."""
-    return job.name.partition(" ")[0]
+    try:
+        codes = trainer(waiting, show, again="stopped; the same command goes on from here")
+    finally:
+        progress.close()
+    problems.update({name: f"training failed with exit code {code}" for name, code in codes.items() if code})
 
 
 def _is_finished(job: Job) -> bool:
     """Whether the run is there; another one in its place is refused."""
-    if not RunPaths(job.directory).description.exists():
+    paths = RunPaths(job.directory)
+    if not job.directory.exists() or (job.directory.is_dir() and not paths.content):
         return False
     description = read_run(job.directory)
-    wanted = what_decides(json.loads(json.dumps(to_json(job.config))))
-    found = what_decides(description["config"])
-    if found != wanted:
-        differs = [key for key in wanted if found.get(key) != wanted[key]]
+    config = dataclasses.replace(read_config(job.directory), workers=job.config.workers)  # they change no result
+    if config != job.config:
+        names = [item.name for item in dataclasses.fields(TrainConfig)]
+        differs = [name for name in names if getattr(config, name) != getattr(job.config, name)]
         raise UsageError(f"{job.directory} is a run with another {', '.join(differs)}; give another --root")
     return bool(description["status"] == "finished")
 
 
-def _train(jobs: list[Job], n_processes: int) -> list[str]:
-    """Train them, and return the names of those that failed."""
-    total = sum(job.config.planned_steps for job in jobs)
-    progress = Progress(["all runs"], max(total, 1))
-    steps = dict.fromkeys((job.name for job in jobs), 0)
-
-    def show(job: Job, has_ended: bool) -> None:
-        lines = [line for line in read_metrics(RunPaths(job.directory).metrics) if line["kind"] == "iteration"]
-        steps[job.name] = job.config.planned_steps if has_ended else (lines[-1]["step"] if lines else 0)
-        progress.update("all runs", sum(steps.values()))
-        if has_ended and lines:
-            progress.note(f"{job.name}: ended after {lines[-1]['step']:,} steps")
-
+def _last_step(job: Job) -> int:
+    """The last step that the metrics tell of; 0 if they cannot be read, which is told where it matters."""
     try:
-        codes = train_side_by_side(jobs, n_processes, show, again="stopped; the same command goes on from here")
-    finally:
-        progress.close()
-    return [name for name, code in codes.items() if code]
+        return max((line["step"] for line in read_metrics(RunPaths(job.directory).metrics)), default=0)
+    except RunFileError:
+        return 0
+
+
+def _rows(jobs: list[Job], episodes: int, problems: dict[str, str]) -> list[dict[str, Any]]:
+    """What came out of each run that can be judged."""
+    jobs = [job for job in jobs if job.name not in problems]
+    print(f"evaluating {len(jobs)} agents on {episodes} unseen episodes, the same for all", flush=True)
+    rows, next_line = [], time.monotonic() + _SECONDS_BETWEEN_LINES
+    for number, job in enumerate(jobs):
+        if time.monotonic() > next_line:
+            print(f"{number} of {len(jobs)} agents evaluated", file=sys.stderr, flush=True)
+            next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+        try:
+            rows.append(_row(job, episodes))
+        except RunFileError as error:
+            problems[job.name] = str(error)
+        except KeyError as error:
+            problems[job.name] = f"{RunPaths(job.directory).description} lacks {error}"
+    return rows
 
 
 def _row(job: Job, episodes: int) -> dict[str, Any]:
     _, played = evaluate_run(job.directory, episodes=episodes, deterministic=True)
     summary, description = summarize(played), read_run(job.directory)
     score, scale = _score(job.config, played)
+    learned = _learned(job.config, scale, read_metrics(RunPaths(job.directory).metrics))
     return {
-        "env_id": _task_of(job),
+        "env_id": task_of(job),
         "memory": job.directory.parent.name,
         "seed": job.config.seed,
+        "learning_rate": job.config.ppo.learning_rate,
         "parameters": description["parameters"]["memory"],
         "steps": description["steps"],
         "seconds": description["seconds"],
+        "steps_to_threshold": learned["step"] if learned else None,
+        "seconds_to_threshold": learned["seconds"] if learned else None,
         "success_rate": summary.success_rate,
         "return_mean": summary.return_mean,
         "score": score,
@@ -225,55 +282,51 @@ def _row(job: Job, episodes: int) -> dict[str, Any]:
 def _score(config: TrainConfig, played: list[Episode]) -> tuple[float, str | None]:
     """What is compared, and on what scale: None where no other task can be measured by it."""
     mean = float(np.mean([episode.episode_return for episode in played]))
-    task = envs.make_vector(config.env_id, 1, wrappers=config.wrappers, **config.env_options)
-    if task is not None:
-        anchors = task.anchors()
-        share = (mean - anchors["memoryless"]) / (anchors["optimal"] - anchors["memoryless"])
-        return share, "the fraction of the way from the best return without memory to the optimum"
+    anchors = _anchors(config)
+    if anchors is not None:
+        return _way(anchors, mean), WAY
     outcomes = [episode.is_success for episode in played]
     if None not in outcomes:
         return float(np.mean(np.array(outcomes, dtype=float))), "success rates"
     return mean, None
 
 
-def draw(jobs: Sequence[Job], file: Path) -> None:
-    """Learning curves of all runs, one panel for each task: every seed as a thin line, their mean as a thick one."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    env_ids = list(dict.fromkeys(map(_task_of, jobs)))
-    memories = list(dict.fromkeys(job.directory.parent.name for job in jobs))
-    figure, panels = plt.subplots(
-        1, len(env_ids), figsize=(5 * len(env_ids), 3.4), dpi=120, squeeze=False, layout="constrained"
-    )
-    for axes, env_id in zip(panels[0], env_ids, strict=True):
-        for number, memory in enumerate(memories):
-            of = [job for job in jobs if (_task_of(job), job.directory.parent.name) == (env_id, memory)]
-            curves = [curve for job in of if (curve := _curve(job)) is not None]
-            color = "0.5" if memory == "none" else f"C{number}"
-            for steps, values in curves:
-                axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.5)
-            if curves:
-                # A run that ended early, because it had learned all there was, stays where it was.
-                grid = np.linspace(0, max(steps[-1] for steps, _ in curves), 200)
-                mean = np.mean([np.interp(grid, steps, values) for steps, values in curves], axis=0)
-                axes.plot(grid, mean, color=color, linewidth=2.2, label=memory)
-        axes.set_title(env_id, fontsize=10)
-        axes.set_xlabel("environment steps")
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
-    panels[0][0].set_ylabel("return in training")
-    figure.savefig(file)
-    plt.close(figure)
+def _learned(config: TrainConfig, scale: str | None, lines: list[dict[str, Any]]) -> Mapping[str, Any] | None:
+    """The first line of the metrics in which the last episodes of training score THRESHOLD; None if there is none."""
+    anchors = _anchors(config)
+    for line in lines:
+        mean_return, success = line.get("rollout/ep_rew_mean"), line.get("rollout/success_rate")
+        if scale == WAY and anchors is not None and mean_return is not None:
+            score = _way(anchors, mean_return)
+        elif scale is not None and scale != WAY and success is not None:
+            score = success
+        else:
+            continue
+        if score >= THRESHOLD:
+            return line
+    return None
 
 
-def _curve(job: Job) -> tuple[np.ndarray, np.ndarray] | None:
-    """Steps and mean returns of the last episodes; None before the first episode has ended."""
-    lines = [line for line in read_metrics(RunPaths(job.directory).metrics) if "rollout/ep_rew_mean" in line]
-    if not lines:
-        return None
-    return np.array([line["step"] for line in lines]), np.array([line["rollout/ep_rew_mean"] for line in lines])
+def _way(anchors: Mapping[str, float], mean_return: float) -> float:
+    return (mean_return - anchors["memoryless"]) / (anchors["optimal"] - anchors["memoryless"])
+
+
+def _anchors(config: TrainConfig) -> Mapping[str, float] | None:
+    task = envs.make_vector(config.env_id, 1, wrappers=config.wrappers, **config.env_options)
+    return None if task is None else task.anchors()
+
+
+def _best_rate(trials: list[dict[str, Any]], env_id: str, name: str) -> float | None:
+    """The learning rate with the best mean score; of equal ones, that with which the task was learned sooner."""
+    of = [row for row in trials if (row["env_id"], row["memory"]) == (env_id, name)]
+
+    def merit(rate: float) -> tuple[float, float]:
+        with_rate = [row for row in of if row["learning_rate"] == rate]
+        needed = [row["steps"] if row["steps_to_threshold"] is None else row["steps_to_threshold"] for row in with_rate]
+        return float(np.mean([row["score"] for row in with_rate])), -float(np.mean(needed))
+
+    return max(dict.fromkeys(row["learning_rate"] for row in of), key=merit, default=None)
+
+
+def _left_out(problems: dict[str, str]) -> list[str]:
+    return [f"left out: {name}: {reason}" for name, reason in problems.items()]

@@ -101,8 +101,11 @@ class TrainConfig:
     """End the run once an evaluation reaches this success rate. None: never early."""
     stop_at_return: float | None = None
     """End the run once an evaluation reaches this mean return, for tasks without success. None: never early."""
+    stop_at_seconds: float | None = None
+    """End the run after so many seconds of training. None: train for all steps."""
     save_every: int = 100_000
-    """Replace model.zip every so many steps (and always at the end)."""
+    """Replace model.zip and checkpoint.zip every so many steps. All environments start new episodes there, which makes
+    resuming exact: let it be many episodes of each."""
     device: str = "cpu"
     """Where to compute: cpu, cuda or auto."""
     threads: int | None = 1
@@ -134,16 +137,13 @@ def config_problems(config: TrainConfig) -> list[str]:
     for name in ("stop_at_success", "stop_at_return"):
         if getattr(config, name) is not None and config.eval_every <= 0:
             problems.append(f"{name} needs evaluations; set eval_every, for instance 20000")
+    if config.stop_at_seconds is not None and not config.stop_at_seconds > 0:
+        problems.append(f"stop_at_seconds={config.stop_at_seconds} must be more than 0")
     if config.ppo.ent_coef_final is not None and not config.ppo.ent_coef_final >= 0:
         problems.append(f"ppo.ent_coef_final={config.ppo.ent_coef_final} must be at least 0")
     if config.device not in ("cpu", "auto", "cuda") and not config.device.startswith("cuda:"):
         problems.append(f"device={config.device!r} must be cpu, cuda, cuda:N or auto")
     return problems
-
-
-def what_decides(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config as JSON without the settings that do not change the results: two runs that agree in it are one run."""
-    return {name: value for name, value in config.items() if name != "workers"}
 
 
 _LEAST = {

@@ -15,9 +15,10 @@ from agents.evaluation import Summary, evaluate_run, summarize
 from agents.presets import preset_config
 from agents.progress import Progress, format_seconds
 from agents.rendering import render_run
-from agents.runs import RunPaths, create_run_directory, read_metrics, read_run
+from agents.runs import RunPaths, read_metrics, read_run
 from agents.side_by_side import Job, train_side_by_side
 from agents.table import table
+from agents.training import prepare
 from fwp_rl.registry import memory_config
 
 ENV_ID = "fwp/MiniGrid-TMaze-v0"
@@ -31,8 +32,8 @@ def demo(root: Path, *, total_timesteps: int = 300_000, episodes: int = 200, see
     started = time.monotonic()
     configs = {name: _config(name, total_timesteps, seed) for name in MEMORIES}
     directories = {name: root / name for name in MEMORIES}
-    for directory in directories.values():
-        create_run_directory(directory, overwrite=True)
+    for name, directory in directories.items():
+        prepare(configs[name], directory, overwrite=True)
     print(f"{ENV_ID}, corridor of 7: the cue is in sight only at the start, the turn comes at the end.")
     print(f"Training {' and '.join(MEMORIES)}, one process each; runs in {root}", flush=True)
     _train(configs, directories)

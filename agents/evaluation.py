@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import gymnasium
 import numpy as np
 
-from agents.config import ConfigError, OptionValue, TrainConfig, train_config_from_json
+from agents.config import OptionValue, TrainConfig
 from agents.episodes import EVALUATION_SEED, EpisodeQueue, QueuedEpisodes, make_env
 from agents.errors import RunFileError, UsageError
-from agents.runs import RunPaths, read_run
+from agents.runs import RunPaths, read_config
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -124,13 +124,7 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 def load_run(directory: Path) -> tuple[TrainConfig, "MemoryActorCriticPolicy"]:
     """Config and policy of a run, without unpickling; RunFileError in one line if either cannot be trusted."""
-    description = read_run(directory)
-    try:
-        config = train_config_from_json(description.get("config"))
-    except ConfigError as error:
-        raise RunFileError(f"{RunPaths(directory).description}: {error}") from None
-    if ":" in config.env_id:
-        raise RunFileError(f"env_id {config.env_id!r} names a module to import, which a run file may not do")
+    config = read_config(directory)
     model = RunPaths(directory).model
     if not model.is_file():
         raise RunFileError(f"{directory} holds no model.zip: the run has not saved a model yet")

@@ -11,11 +11,13 @@ _SECONDS_BETWEEN_REFRESHES = 0.2
 class Progress:
     """Progress of one or several runs side by side, each with its own row.
 
-    `update` may be called at every step: it returns at once if the last refresh was a moment ago.
+    `update` may be called at every step: it returns at once if the last refresh was a moment ago. `already` steps of
+    the total were taken before, which says nothing about the speed.
     """
 
-    def __init__(self, names: list[str], total: int, *, quiet: bool = False) -> None:
+    def __init__(self, names: list[str], total: int, *, quiet: bool = False, already: int = 0) -> None:
         self._total = total
+        self._already = already
         self._started = time.monotonic()
         self._bar = None if quiet or not sys.stderr.isatty() else _Bar(names, total)
         self._wait = _SECONDS_BETWEEN_REFRESHES if self._bar else _SECONDS_BETWEEN_LINES
@@ -31,10 +33,10 @@ class Progress:
         if self._quiet or now < self._next_refresh[name]:
             return
         self._next_refresh[name] = now + self._wait
-        speed = steps / max(now - self._started, 1e-9)
+        speed = (steps - self._already) / max(now - self._started, 1e-9)
         if self._bar is not None:
             self._bar.update(name, steps, speed, success, episode_return)
-        elif steps > 0:
+        elif speed > 0:
             self._print(name, steps, speed, success, episode_return)
 
     def finish(self, name: str, steps: int) -> None:

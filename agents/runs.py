@@ -5,8 +5,11 @@ runs/<env>/<memory>/seed_<n>/
     metrics.jsonl  one JSON object per line: the source of truth
     events.out.*   the same numbers for TensorBoard
     model.zip      the agent
+    checkpoint.zip from where a run that was cut off goes on (`agents.checkpoints`)
+    .lock          held by the process that trains
 """
 
+import contextlib
 import errno
 import json
 import math
@@ -14,15 +17,18 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agents.config import ConfigError, TrainConfig, train_config_from_json
 from agents.errors import RunFileError, UsageError
 
 FORMAT = "fwp-run"
 VERSION = 1
+STATUSES = ("waiting", "running", "finished", "interrupted", "failed")
 
 _MAX_JSON_BYTES = 1_000_000
 
@@ -48,6 +54,21 @@ class RunPaths:
         """model.zip."""
         return self.directory / "model.zip"
 
+    @property
+    def checkpoint(self) -> Path:
+        """checkpoint.zip."""
+        return self.directory / "checkpoint.zip"
+
+    @property
+    def lock(self) -> Path:
+        """.lock."""
+        return self.directory / ".lock"
+
+    @property
+    def content(self) -> list[Path]:
+        """All that is there but the lock."""
+        return [path for path in self.directory.iterdir() if path != self.lock]
+
 
 def default_directory(root: Path, env_id: str, memory: str, seed: int) -> Path:
     """`root/<env>/<memory>/seed_<n>`; what a folder name cannot hold becomes a hyphen."""
@@ -56,26 +77,60 @@ def default_directory(root: Path, env_id: str, memory: str, seed: int) -> Path:
 
 def create_run_directory(directory: Path, *, overwrite: bool) -> RunPaths:
     """A fresh, empty run directory. An existing one is refused, or replaced if it is a run and `overwrite` is asked."""
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    paths = RunPaths(directory)
+    if directory.exists() and (not directory.is_dir() or paths.content):
         if not overwrite:
-            raise UsageError(f"{directory} exists already: pass --overwrite, another --seed or another --run-dir")
-        if not RunPaths(directory).description.is_file():
+            ways = "--resume goes on with it, --overwrite replaces it; or give another --seed or --run-dir"
+            raise UsageError(f"{directory} exists already: {ways}")
+        if not paths.description.is_file():
             raise UsageError(f"{directory} holds no run.json, so it is not a run and --overwrite leaves it alone")
-        shutil.rmtree(directory)
+        with claimed(paths):
+            for path in paths.content:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot create {directory}: {error.strerror or error}") from None
-    return RunPaths(directory)
+    return paths
+
+
+@contextlib.contextmanager
+def claimed(paths: RunPaths, *, patience: float = 10.0) -> Iterator[None]:
+    """While the block runs, no other process may train in this directory; UsageError if one does.
+
+    :param patience: Seconds to wait for a process that is about to save and leave.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows: two processes in one directory are the user's to avoid
+        yield
+        return
+    with paths.lock.open("ab") as file:  # the lock goes with the process, however it ends
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UsageError(f"another process is training in {paths.directory}") from None
+                time.sleep(0.1)
+            except OSError:  # a file system without locks
+                break
+        yield
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Replace `path` by `data` as strict JSON: the old file or the new one, never a part."""
-    text = json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    """Replace `path` by `data` as strict JSON."""
+    replace_file(path, json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False).encode() + b"\n")
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Make `content` that of `path`: the old file or the new one, never a part, however the process ends."""
     handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read
@@ -97,19 +152,41 @@ def read_run(directory: Path) -> dict[str, Any]:
         raise RunFileError(f"{path} does not describe a run (format is not {FORMAT!r})")
     if data.get("version") != VERSION:
         raise RunFileError(f"{path} has version {data.get('version')!r}, this program reads version {VERSION}")
+    if data.get("status") not in STATUSES:
+        raise RunFileError(f"{path} has status {data.get('status')!r}, expected one of {', '.join(STATUSES)}")
     return data
+
+
+def read_config(directory: Path) -> TrainConfig:
+    """The settings of a run; RunFileError in one line if they are no settings, or would import what they name."""
+    try:
+        config = train_config_from_json(read_run(directory).get("config"))
+    except ConfigError as error:
+        raise RunFileError(f"{RunPaths(directory).description}: {error}") from None
+    if ":" in config.env_id:
+        raise RunFileError(f"env_id {config.env_id!r} names a module to import, which a run file may not do")
+    return config
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; a last line that is still being written is left out."""
     lines: list[dict[str, Any]] = []
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    for number, line in enumerate(text.split("\n")[:-1], start=1):
+    content = path.read_bytes() if path.is_file() else b""
+    for number, text in enumerate(content.split(b"\n")[:-1], start=1):
         try:
-            lines.append(json.loads(line, parse_constant=_refuse_constant))
+            line = strict_json(text.decode())
         except ValueError:
             raise RunFileError(f"{path}: line {number} is not JSON") from None
+        if not (isinstance(line, dict) and isinstance(line.get("step"), int)):
+            raise RunFileError(f"{path}: line {number} says nothing about a step")
+        lines.append(line)
     return lines
+
+
+def cut_metrics(path: Path, last_step: int) -> None:
+    """Take away the lines of metrics.jsonl about later steps, and one that was cut off in its middle."""
+    lines = [line for line in read_metrics(path) if line["step"] <= last_step]
+    replace_file(path, b"".join(json.dumps(line).encode() + b"\n" for line in lines))
 
 
 class MetricsFile:
@@ -120,8 +197,8 @@ class MetricsFile:
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write one line. A line that does not fit on the disk is taken back whole, and OSError is raised."""
-        finite = {key: _finite(value) for key, value in line.items()}
-        data = json.dumps(finite, allow_nan=False).encode() + b"\n"
+        values = {key: finite(value) for key, value in line.items()}
+        data = json.dumps(values, allow_nan=False).encode() + b"\n"
         end = self._file.seek(0, os.SEEK_END)
         try:
             written = self._file.write(data)
@@ -136,7 +213,8 @@ class MetricsFile:
         self._file.close()
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A number of NumPy as one of Python, and None for what is not finite: what strict JSON can say."""
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -145,11 +223,16 @@ def _read_strict_json(path: Path) -> Any:
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise RunFileError(f"{path} is larger than {_MAX_JSON_BYTES} bytes, so no run wrote it")
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        return strict_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RunFileError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, RecursionError):
         raise RunFileError(f"{path} is damaged: it is not valid JSON") from None
+
+
+def strict_json(text: str) -> Any:
+    """`text` parsed; ValueError also for NaN and infinities, which Python's parser would take."""
+    return json.loads(text, parse_constant=_refuse_constant)
 
 
 def _refuse_constant(name: str) -> None:

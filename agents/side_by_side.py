@@ -1,6 +1,5 @@
 """Training runs side by side, each in a process of its own with one thread for computing."""
 
-import json
 import multiprocessing
 import os
 import signal
@@ -12,17 +11,18 @@ from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from agents.config import TrainConfig, to_json, train_config_from_json
+from agents.config import TrainConfig
 from agents.errors import InterruptedRunError
 from agents.interrupts import Interrupts
 
 _POLL_SECONDS = 0.5
-_ONE_THREAD = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")
+ONE_THREAD = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")
+"""Environment variables that keep the numerical libraries to one thread."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training run: what `train.py` does with this config and directory."""
+    """One training run: what `train.py --resume DIRECTORY` does, where a run with this config waits or was cut off."""
 
     name: str
     config: TrainConfig
@@ -44,8 +44,7 @@ def train_side_by_side(
             while (waiting or running) and interrupts.received is None:
                 while waiting and len(running) < n_processes:
                     job = waiting.pop(0)
-                    arguments = (json.dumps(to_json(job.config)), str(job.directory))
-                    process = context.Process(target=_train, args=arguments, name=job.name)
+                    process = context.Process(target=_train, args=(str(job.directory),), name=job.name)
                     process.start()
                     running[job.name] = job, process
                 for name, (job, process) in list(running.items()):
@@ -65,16 +64,15 @@ def train_side_by_side(
     return codes
 
 
-def _train(config: str, directory: str) -> None:
+def _train(directory: str) -> None:
     """Body of a process. Ctrl-C on the terminal is for the parent, who then asks us to stop."""
     from agents.command_line import run
-    from agents.training import train
+    from agents.training import resume
 
     if hasattr(os, "setpgrp"):
         os.setpgrp()
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    parsed = train_config_from_json(json.loads(config))
-    sys.exit(run(lambda: train(parsed, Path(directory), overwrite=True, quiet=True)))
+    sys.exit(run(lambda: resume(Path(directory), quiet=True)))
 
 
 def _leave_with_parent() -> None:
@@ -89,8 +87,8 @@ class _one_thread_for_children:
     """One thread for the numerical libraries of every process started in the `with` block."""
 
     def __enter__(self) -> None:
-        self._before = {name: os.environ.get(name) for name in _ONE_THREAD}
-        os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
+        self._before = {name: os.environ.get(name) for name in ONE_THREAD}
+        os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
 
     def __exit__(self, *error: object) -> None:
         for name, value in self._before.items():

@@ -11,6 +11,7 @@ import numpy as np
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+_TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 
 
 class Estimate(NamedTuple):
@@ -44,14 +45,31 @@ def probability_of_improvement(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(((difference > 0) + 0.5 * (difference == 0)).mean(axis=(1, 2)).mean())
 
 
+def performance_profile(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """The fraction of all runs `[..., tasks, seeds]` that score more than each threshold `[n]`: `[..., n]`.
+
+    A memory whose profile lies above that of another one everywhere is better whatever score one asks for.
+    """
+    return (scores[..., None] > thresholds).mean(axis=(-3, -2))
+
+
+def profile_band(
+    scores: np.ndarray, thresholds: np.ndarray, *, resamples: int = 2_000
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper ends `[n]` of the 95 % interval of `performance_profile` at each threshold."""
+    rng = np.random.default_rng(0)
+    profiles = np.array([performance_profile(resampled(scores, rng), thresholds) for _ in range(resamples)])
+    low, high = np.quantile(profiles, _TAILS, axis=0)
+    return low, high
+
+
 def estimate(statistic: Callable[..., float], *scores: np.ndarray, resamples: int = RESAMPLES) -> Estimate:
     """The statistic of the scores, with a stratified bootstrap interval; the same every time."""
     rng = np.random.default_rng(0)
     values = np.empty(resamples)
     for i in range(resamples):
         values[i] = statistic(*(resampled(x, rng) for x in scores))
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
+    low, high = np.quantile(values, _TAILS)
     return Estimate(statistic(*scores), float(low), float(high))
 
 

@@ -1,22 +1,20 @@
 """One training run, from a config to a run directory.
 
     directory = train(TrainConfig(env_id="MiniGrid-MemoryS11-v0", memory=DeltaConfig()))
+    resume(directory)  # if it was cut off
 
 Runs end in one of four ways, and run.json says which: finished, interrupted, failed, or still "running" if the process
-was killed; model.zip and metrics.jsonl are whole in each.
+was killed; model.zip and metrics.jsonl are whole in each. One that waits to be trained is "waiting".
 """
 
 import contextlib
 import dataclasses
 import math
-import os
-import platform
 import shlex
-import subprocess
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +23,31 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Image, KVWriter, Logger, TensorBoardOutputFormat
 from stable_baselines3.common.utils import LinearSchedule, safe_mean
 from stable_baselines3.common.vec_env import VecEnv
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
+from agents.checkpoints import begin_stretch, load_checkpoint, save_checkpoint
 from agents.config import TrainConfig, config_problems, to_json
 from agents.episodes import EVALUATION_SEED
-from agents.errors import AgentsError, EnvironmentFaultError, InterruptedRunError, UsageError
+from agents.errors import AgentsError, EnvironmentFaultError, InterruptedRunError, RunFileError, UsageError
 from agents.evaluation import evaluate_policy_on, summarize
 from agents.interrupts import Interrupts
 from agents.panels import still_pictures
 from agents.progress import Progress, format_seconds
+from agents.provenance import changed_versions, git_commit, machine, now, versions
 from agents.recording import record
-from agents.runs import FORMAT, VERSION, MetricsFile, RunPaths, create_run_directory, default_directory, write_json
+from agents.runs import (
+    FORMAT,
+    VERSION,
+    MetricsFile,
+    RunPaths,
+    claimed,
+    create_run_directory,
+    cut_metrics,
+    default_directory,
+    read_config,
+    read_run,
+    write_json,
+)
 from agents.vec_env import NormalizedRewards, best_workers, make_vec_env, policy_name, seed_training
 from fwp_rl.registry import memory_name
 from fwp_rl.sb3 import MemoryPPO, NonFiniteError, RolloutSample, WorkerError, diagnose
@@ -63,15 +76,46 @@ def train(
         create_run_directory(directory, overwrite=False)  # refuse before anything slow happens
     if problems := config_problems(config):
         raise UsageError("\n".join(problems + _ppo_problems(config)))
+    _train(config, lambda: create_run_directory(directory, overwrite=overwrite), quiet)
+    return directory
+
+
+def prepare(config: TrainConfig, directory: Path, *, overwrite: bool = False) -> None:
+    """Make the directory of a run that anybody may then train, here or elsewhere, with `resume`."""
+    paths = create_run_directory(directory, overwrite=overwrite)
+    write_json(
+        paths.description, {"format": FORMAT, "version": VERSION, "status": "waiting", "config": to_json(config)}
+    )
+
+
+def resume(directory: Path, *, quiet: bool = False) -> Path:
+    """Go on with the run in `directory` from its last checkpoint, or from its beginning if it had none yet.
+
+    On a CPU it becomes what it would have been without a break. Nothing happens if it is finished. Raises RunFileError
+    if the directory holds no run or a damaged one, and what `train` raises.
+    """
+    config = read_config(directory)
+    if read_run(directory)["status"] == "finished":
+        if not quiet:
+            print(f"finished      {directory} is finished already")
+        return directory
+    if problems := config_problems(config):
+        raise RunFileError("\n".join(f"{RunPaths(directory).description}: {problem}" for problem in problems))
+    _train(config, lambda: RunPaths(directory), quiet)
+    return directory
+
+
+def _train(config: TrainConfig, make_paths: Callable[[], RunPaths], quiet: bool) -> None:
+    """Train in the directory that is made once everything else has turned out to work."""
     _set_threads(config.threads)
     if config.workers is None:
         workers = best_workers(config.env_id, config.n_envs, config.planned_steps, config.env_options, config.wrappers)
         config = dataclasses.replace(config, workers=workers)
     with contextlib.closing(_make_training_env(config)) as venv, Interrupts() as interrupts:
         model = build_model(config, venv)
-        run = _Run(config, model, create_run_directory(directory, overwrite=overwrite), quiet)
-        run.learn(interrupts)
-    return directory
+        paths = make_paths()
+        with claimed(paths):
+            _Run(config, model, paths, quiet).learn(interrupts)
 
 
 def build_model(config: TrainConfig, venv: VecEnv) -> MemoryPPO:
@@ -111,24 +155,40 @@ class _Run:
     quiet: bool
     started: float = field(default_factory=time.monotonic)
 
+    @property
+    def seconds(self) -> float:
+        """How long the run has been trained, without the breaks."""
+        return time.monotonic() - self.started
+
     def learn(self, interrupts: Interrupts) -> None:
         """Train to the end, to the target, or until a signal; whatever happens, save and close."""
-        description = self._describe()
+        earlier = read_run(self.paths.directory) if self.paths.description.exists() else None
+        self.model.set_logger(Logger(str(self.paths.directory), []))
+        is_resumed = self.paths.checkpoint.exists()
+        if is_resumed:
+            self.started -= load_checkpoint(self.paths.checkpoint, self.model)
+        already = self.model.num_timesteps
+        names = [memory_name(self.config.memory)]
+        progress = Progress(names, self.config.planned_steps, quiet=self.quiet, already=already)
+        metrics = self._open_metrics(progress, last_step=already if is_resumed else -1)
+        description = self._describe(earlier)
         write_json(self.paths.description, description)
-        self._introduce()
-        progress = Progress([memory_name(self.config.memory)], self.config.planned_steps, quiet=self.quiet)
-        metrics = MetricsFile(self.paths.metrics)
-        writers = [_MetricsWriter(metrics, progress, self.started), TensorBoardOutputFormat(str(self.paths.directory))]
-        self.model.set_logger(Logger(str(self.paths.directory), writers))
+        self._introduce(earlier)
         status = "failed"
         try:
-            self.model.learn(self.config.total_timesteps, callback=_RunCallback(self, progress, interrupts))
+            self.model.learn(
+                max(self.config.total_timesteps - self.model.num_timesteps, 0),
+                callback=_RunCallback(self, progress, interrupts, is_resumed=is_resumed),
+                reset_num_timesteps=False,
+            )
             status = "interrupted" if interrupts.received else "finished"
         except (NonFiniteError, WorkerError, EnvironmentFaultError) as error:
             parts = [str(error), *getattr(error, "__notes__", ()), f"the agent is saved in {self.paths.model}"]
             raise EnvironmentFaultError("; ".join(parts)) from error
         finally:
             with contextlib.ExitStack() as closing:  # each of these happens even if another one fails
+                if status == "finished":
+                    closing.callback(self.paths.checkpoint.unlink, missing_ok=True)
                 closing.callback(lambda: write_json(self.paths.description, {**description, **self._ending(status)}))
                 closing.callback(metrics.close)
                 closing.callback(self.model.logger.close)
@@ -137,32 +197,54 @@ class _Run:
         self._say_goodbye(interrupts)
 
     def save(self, progress: Progress) -> None:
-        """Replace model.zip; a full disk is no reason to stop."""
+        """Replace model.zip and checkpoint.zip; a full disk is no reason to stop."""
         try:
             self.model.save(self.paths.model)
+            save_checkpoint(self.paths.checkpoint, self.model, seconds=self.seconds)
         except OSError as error:
             progress.note(f"could not save the model ({error.strerror or error}); the last one is intact, going on")
 
-    def _introduce(self) -> None:
+    def _open_metrics(self, progress: Progress, last_step: int) -> MetricsFile:
+        """metrics.jsonl and TensorBoard, both without what an earlier process wrote about steps after `last_step`."""
+        for leftover in self.paths.directory.glob(".*.??*"):
+            leftover.unlink(missing_ok=True)
+        cut_metrics(self.paths.metrics, last_step)
+        metrics = MetricsFile(self.paths.metrics)
+        tensorboard = TensorBoardOutputFormat(str(self.paths.directory))
+        # What SummaryWriter(purge_step=...) writes, which SB3 does not let through.
+        begin = Event(step=last_step + 1, session_log=SessionLog(status=SessionLog.START))
+        tensorboard.writer._get_file_writer().add_event(begin, step=last_step + 1)
+        self.model.logger.output_formats += [_MetricsWriter(metrics, progress, self), tensorboard]
+        return metrics
+
+    def _introduce(self, earlier: dict[str, Any] | None) -> None:
+        if earlier is not None and (changes := changed_versions(earlier.get("versions", {}))):
+            print(f"warning: begun with other versions ({changes}); it will not be quite the same run", file=sys.stderr)
         if not self.quiet:
             print(f"environment   {self.config.env_id}{_options_text(self.config)}")
             print(self.model.describe())
             if self.config.workers:
                 print(f"workers       {self.config.workers} besides this process")
-            print(f"run           {self.paths.directory}", flush=True)
+            print(f"run           {self.paths.directory}")
+            if earlier is not None:
+                print(f"resumed       at step {self.model.num_timesteps:,}")
+            sys.stdout.flush()
 
     def _say_goodbye(self, interrupts: Interrupts) -> None:
         evaluate = f"python -m agents evaluate {shlex.quote(str(self.paths.directory))}"
-        took = f"{self.model.num_timesteps:,} steps in {format_seconds(time.monotonic() - self.started)}"
+        took = f"{self.model.num_timesteps:,} steps in {format_seconds(self.seconds)}"
         if interrupts.received is not None:
+            go_on = f"python train.py --resume {shlex.quote(str(self.paths.directory))}"
             raise InterruptedRunError(
-                f"stopped after {took}, model saved; evaluate it: {evaluate}", interrupts.exit_code
+                f"stopped after {took}, model saved; evaluate it: {evaluate}\ngo on with it: {go_on}",
+                interrupts.exit_code,
             )
         if not self.quiet:
             print(f"finished      {took}, model saved\nevaluate      {evaluate}", flush=True)
 
-    def _describe(self) -> dict[str, Any]:
+    def _describe(self, earlier: dict[str, Any] | None) -> dict[str, Any]:
         policy = self.model.policy
+        begun = earlier if earlier is not None and earlier["status"] != "waiting" else None
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -171,16 +253,11 @@ class _Run:
             "parameters": {"memory": _count(policy.memory), "policy": _count(policy)},
             "sequence_length": self.model.sequence_length,
             "batch_size": self.model.batch_size,
-            "versions": _versions(),
-            "machine": {
-                "system": platform.system(),
-                "processor": platform.machine(),
-                "cores": os.cpu_count(),
-                "threads": torch.get_num_threads(),
-                "device": str(self.model.device),
-            },
-            "git_commit": _git_commit(),
-            "started": _now(),
+            "versions": versions(),
+            "machine": {**machine(), "threads": torch.get_num_threads(), "device": str(self.model.device)},
+            "git_commit": git_commit(),
+            "started": begun["started"] if begun else now(),
+            "resumed_at": [*begun["resumed_at"], self.model.num_timesteps] if begun else [],
             "ended": None,
             "steps": 0,
             "seconds": None,
@@ -189,23 +266,28 @@ class _Run:
     def _ending(self, status: str) -> dict[str, Any]:
         return {
             "status": status,
-            "ended": _now(),
+            "ended": now(),
             "steps": self.model.num_timesteps,
-            "seconds": round(time.monotonic() - self.started, 3),
+            "seconds": round(self.seconds, 3),
         }
+
+
+_FEW_EPISODES = 10
+"""Fewer in each environment between two checkpoints are too few."""
 
 
 class _RunCallback(BaseCallback):
     """Everything that happens between two updates; SB3 calls it."""
 
-    def __init__(self, run: _Run, progress: Progress, interrupts: Interrupts) -> None:
+    def __init__(self, run: _Run, progress: Progress, interrupts: Interrupts, *, is_resumed: bool) -> None:
         super().__init__()
         self._run = run
         self._progress = progress
         self._interrupts = interrupts
         self._name = memory_name(run.config.memory)
-        self._next_save = run.config.save_every
-        self._next_evaluation = run.config.eval_every
+        self._is_resumed = is_resumed
+        self._next_save = _next_multiple(run.config.save_every, run.model.num_timesteps)
+        self._next_evaluation = _next_multiple(run.config.eval_every, run.model.num_timesteps)
         self._reached_target = False
         self._sample: RolloutSample | None = None
 
@@ -215,12 +297,21 @@ class _RunCallback(BaseCallback):
         if config.ppo.ent_coef_final is not None:
             done = min(self.num_timesteps / config.total_timesteps, 1.0)
             self._run.model.ent_coef = (1 - done) * config.ppo.ent_coef + done * config.ppo.ent_coef_final
-        if self.num_timesteps >= self._next_save:
-            self._next_save = _next_multiple(config.save_every, self.num_timesteps)
-            self._run.save(self._progress)
-        if config.eval_every and self.num_timesteps >= self._next_evaluation:
+        if self.num_timesteps >= self._next_evaluation:
             self._next_evaluation = _next_multiple(config.eval_every, self.num_timesteps)
             self._evaluate()
+        if config.stop_at_seconds is not None and self._run.seconds >= config.stop_at_seconds:
+            self._reached_target = True
+        if self._reached_target:
+            return  # what is left to do is not to be done again
+        if self._is_resumed:
+            self._is_resumed = False
+            begin_stretch(self._run.model, config.seed)
+        elif self.num_timesteps >= self._next_save:
+            self._next_save = _next_multiple(config.save_every, self.num_timesteps)
+            self._run.save(self._progress)
+            self._tell_of_cuts()
+            begin_stretch(self._run.model, config.seed)
 
     def _on_rollout_end(self) -> None:
         model = self._run.model
@@ -233,6 +324,17 @@ class _RunCallback(BaseCallback):
             for name, value in diagnose(self._run.model.policy, self._sample).items():
                 self.logger.record(f"memory/{name}", value)
             self._sample = None
+
+    def _tell_of_cuts(self) -> None:
+        """Say so if a good part of all episodes is cut off at checkpoints, whose ends are then hardly ever seen."""
+        config, infos = self._run.config, self.model.ep_info_buffer
+        episode = safe_mean([info["l"] for info in infos]) * config.n_envs if infos else math.inf
+        if _FEW_EPISODES * episode > config.save_every:
+            length = f"about {episode / config.n_envs:.0f} steps long" if infos else "longer than that"
+            self._progress.note(
+                f"episodes start anew every save_every={config.save_every:,} steps of {config.n_envs} environments, "
+                f"but are {length}; make it larger"
+            )
 
     def _on_step(self) -> bool:
         self._show()
@@ -281,19 +383,27 @@ class _RunCallback(BaseCallback):
         return {f"memory/{name}": Image(picture, "HWC") for name, picture in still_pictures(recording).items()}
 
 
+_SAID_ALREADY = ("time/iterations", "time/time_elapsed", "time/total_timesteps")
+"""What SB3 counts from where a process began; a line has `step` and `seconds`, which go on."""
+
+
 class _MetricsWriter(KVWriter):
     """SB3's logger -> metrics.jsonl, one line for each iteration and each evaluation."""
 
-    def __init__(self, metrics: MetricsFile, progress: Progress, started: float) -> None:
+    def __init__(self, metrics: MetricsFile, progress: Progress, run: _Run) -> None:
         self._metrics = metrics
         self._progress = progress
-        self._started = started
+        self._run = run
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """One line."""
         kind = "evaluation" if any(key.startswith("eval/") for key in key_values) else "iteration"
-        line: dict[str, Any] = {"kind": kind, "step": step, "seconds": round(time.monotonic() - self._started, 3)}
-        line.update((key, value) for key, value in sorted(key_values.items()) if not isinstance(value, str))
+        line: dict[str, Any] = {"kind": kind, "step": step, "seconds": round(self._run.seconds, 3)}
+        line.update(
+            (key, value)
+            for key, value in sorted(key_values.items())
+            if not (isinstance(value, str) or key in _SAID_ALREADY)
+        )
         try:
             self._metrics.append(line)
         except OSError as error:
@@ -343,8 +453,9 @@ def _reaches(target: float | None, measured: float | None) -> bool:
     return target is not None and measured is not None and measured >= target
 
 
-def _next_multiple(every: int, step: int) -> int:
-    return (math.floor(step / every) + 1) * every
+def _next_multiple(every: int, step: int) -> float:
+    """The next step that is a multiple; never, if `every` is 0."""
+    return (step // every + 1) * every if every else math.inf
 
 
 def _count(module: torch.nn.Module) -> int:
@@ -355,30 +466,3 @@ def _options_text(config: TrainConfig) -> str:
     parts = [f"{key}={value}" for key, value in config.env_options.items()] + list(config.wrappers)
     parts += ["previous action"] * config.previous_action + ["previous reward"] * config.previous_reward
     return f"  ({', '.join(parts)})" if parts else ""
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in ("torch", "numba", "numpy", "gymnasium", "minigrid", "stable-baselines3", "fwp-rl"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions
-
-
-def _git_commit() -> str | None:
-    try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -263,6 +263,18 @@ class MemoryPPO(PPO):
         callback.on_rollout_end()
         return True
 
+    def restart_episodes(self) -> None:
+        """Cut all episodes off and start new ones; between two rollouts, where a value already stands for their rest.
+
+        Nothing of the environments and of the memory is left then: what follows depends on what has been learned, on
+        the random numbers, and on the seeds that the environments were given.
+        """
+        self._last_obs = self.env.reset()  # type: ignore[assignment, union-attr]  # as in SB3's `_setup_learn`
+        self._last_episode_starts = np.ones(self.n_envs, dtype=bool)
+        self._last_state = None
+        if self.use_sde:
+            self.policy.reset_noise(self.n_envs)
+
     def _observations_of(self, rollout: RolloutBuffer) -> PyTorchObs:
         """All observations `[T * N, ...]` of a rollout."""
         arrays: Any = rollout.observations

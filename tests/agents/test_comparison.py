@@ -1,6 +1,7 @@
 """`python -m agents compare`: what it trains, what it keeps, what it refuses, and what it says."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -10,9 +11,17 @@ from typing import Any
 
 import pytest
 
-from agents.comparison import compare, equal_config, report
+from agents import comparison
+from agents.command_line import run
+from agents.comparison import WAY, _best_rate, _learned, _Plan, compare, equal_config
+from agents.comparison_text import _choices, report
 from agents.errors import UsageError
+from agents.presets import preset_config
+from agents.progress import Progress
+from agents.provenance import mixture
 from agents.runs import read_run
+from agents.side_by_side import Job
+from agents.training import resume
 from fwp_rl import memory_size
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +37,7 @@ SETTINGS: dict[str, Any] = {
 def numbers_of(root: Path) -> dict[str, Any]:
     result: dict[str, Any] = json.loads((root / "comparison.json").read_text())
     for row in result["rows"]:
-        del row["seconds"]
+        del row["seconds"], row["seconds_to_threshold"]
     return result
 
 
@@ -54,6 +63,93 @@ def test_a_comparison_that_was_killed_comes_to_the_same_numbers(tmp_path: Path) 
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("model.zip")} == times
     with pytest.raises(UsageError, match=r"delta/seed_0 is a run with another total_timesteps; give another --root"):
         compare(["fwp/TMaze-v0"], ["delta"], root=whole, **SETTINGS | {"total_timesteps": 4096})
+
+
+def train_here(jobs: list[Job], n_processes: int, show: Any, *, again: str) -> dict[str, int]:
+    for job in jobs:
+        resume(job.directory, quiet=True)
+        show(job, True)
+    return {job.name: 0 for job in jobs}
+
+
+def test_damaged_runs_are_named_and_the_rest_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a damaged file that spoils forty runs, one passed over in silence, and one that is trained over."""
+    monkeypatch.setattr(comparison, "train_side_by_side", train_here)
+    settings = SETTINGS | {"root": tmp_path, "total_timesteps": 64}
+    runs = tmp_path / "fwp-TMaze-v0" / "none"
+    for seed, name in ((2, "run.json"), (3, "thesis.tex")):
+        (runs / f"seed_{seed}").mkdir(parents=True)
+        (runs / f"seed_{seed}" / name).write_text("years of work")
+    compare(["fwp/TMaze-v0"], ["none"], **settings | {"n_seeds": 2})
+    (runs / "seed_1" / "model.zip").write_bytes(b"PK")
+    code = run(lambda: compare(["fwp/TMaze-v0"], ["none"], **settings | {"n_seeds": 4}))
+    out, err = capsys.readouterr()
+    assert code == 4
+    for seed, reason in ((1, "model.zip: truncated or not"), (2, "it is not valid JSON"), (3, "holds no run.json")):
+        assert re.search(rf"^error: left out: fwp/TMaze-v0 none seed {seed}: .*{reason}", err, flags=re.MULTILINE)
+    assert "4 runs in" in out
+    assert "2 are finished, 0 to train, 2 damaged" in out
+    assert [row["seed"] for row in json.loads((tmp_path / "comparison.json").read_text())["rows"]] == [0]
+    assert (runs / "seed_3" / "thesis.tex").exists()
+
+
+def test_the_best_learning_rate_is_chosen_on_other_seeds() -> None:
+    """Catches a choice by the seeds that are reported, a memory that gets the rate of another one, and a run that is
+    trained twice because the preset's rate is the best."""
+    plan = _Plan(root=Path("runs"), total_timesteps=None, equal_time=None)
+    memory = equal_config("none", "none", "nothing")
+    fixed, trial, best = (plan.job("fwp/TMaze-v0", "none", memory, *rest) for rest in ((0,), (1000, 5e-4), (0, 1e-3)))
+    assert fixed.directory == Path("runs/fwp-TMaze-v0/none/seed_0")
+    assert plan.job("fwp/TMaze-v0", "none", memory, 0, 5e-4) == fixed  # the preset's
+    assert trial.directory == Path("runs/learning_rates/0.0005/fwp-TMaze-v0/none/seed_1000")
+    assert best.directory == Path("runs/learning_rates/0.001/fwp-TMaze-v0/none/seed_0")
+    assert (fixed.config.ppo.learning_rate, best.config.ppo.learning_rate) == (5e-4, 1e-3)
+    scores = {
+        ("delta", 1e-4): 0.6,
+        ("delta", 1e-3): 0.9,
+        ("delta", 1e-2): 0.9,
+        ("lstm", 1e-4): 0.8,
+        ("lstm", 1e-3): 0.7,
+    }
+    trials = [
+        row("A", name, 1000, score) | {"learning_rate": rate, "steps_to_threshold": 100 if rate == 1e-2 else None}
+        for (name, rate), score in scores.items()
+    ]
+    assert [_best_rate(trials, "A", name) for name in ("delta", "lstm", "gru")] == [1e-2, 1e-4, None]
+    rows = [row("A", name, seed, 0.5) | {"learning_rate": 1e-4} for name in ("delta", "lstm") for seed in range(5)]
+    assert "| A | lstm | 0.0001 | 0.80 with 0.0001, 0.70 with 0.001 |" in _choices(trials, rows)
+
+
+def test_time_left_is_not_flattered_by_what_was_done_before(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches steps of an earlier day that count as the speed of this one."""
+    progress = Progress(["all runs"], 1000, already=900)
+    progress._started -= 10
+    progress._next_refresh["all runs"] = 0
+    progress.update("all runs", 950)
+    assert "950 of 1,000 steps  5 steps/s  10 s left" in capsys.readouterr().err
+
+
+def test_versions_that_are_mixed_are_said() -> None:
+    """Catches a difference that comes from another release of torch."""
+    old, new = ({"versions": {"torch": number, "numpy": "2"}, "git_commit": "c0ffee"} for number in ("2.10", "2.11"))
+    assert mixture([old, new, new]) == ["torch 2.11 (2 runs), 2.10 (1 run)"]
+    assert mixture([new, new]) == []
+    rows = [row("A", "delta", seed, 0.5) for seed in range(5)]
+    text = report({"equal": "state", "episodes": 7, "rows": rows, "mixed": mixture([old, new, new])})
+    assert "**Not made alike: torch 2.11 (2 runs), 2.10 (1 run).**" in text
+
+
+def test_a_task_is_learned_when_its_last_episodes_score_enough() -> None:
+    """Catches a return that is taken for a score: the way of the T-maze begins at 0.5."""
+    config = preset_config("fwp/TMaze-v0", None)
+    lines = [{"step": n, "rollout/ep_rew_mean": x, "rollout/success_rate": x} for n, x in enumerate((0.0, 0.92, 0.96))]
+    lines.insert(0, {"step": -1, "eval/return_mean": 1.0})
+    assert [
+        line["step"] for line in (_learned(config, WAY, lines), _learned(config, "success rates", lines)) if line
+    ] == [2, 1]
+    assert _learned(config, None, lines) is None
 
 
 @pytest.mark.parametrize("equal", ["parameters", "state"])

@@ -28,9 +28,11 @@ def test_default_directory_is_safe_for_any_id() -> None:
 
 def test_an_existing_run_is_refused_with_the_way_out(tmp_path: Path) -> None:
     write_json(create_run_directory(tmp_path / "run", overwrite=False).description, GOOD)
-    with pytest.raises(UsageError, match="exists already: pass --overwrite, another --seed or another --run-dir"):
+    with pytest.raises(
+        UsageError, match="exists already: --resume goes on with it, --overwrite replaces it; or give another"
+    ):
         create_run_directory(tmp_path / "run", overwrite=False)
-    assert not any(create_run_directory(tmp_path / "run", overwrite=True).directory.iterdir())
+    assert not create_run_directory(tmp_path / "run", overwrite=True).content
 
 
 def test_overwrite_leaves_alone_what_is_no_run(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import pytest
 
 import envs
 from agents import suites
-from agents.comparison import _job, _task_of
+from agents.comparison import _Plan
+from agents.comparison_plot import task_of
 from agents.errors import UsageError
 from agents.vec_env import make_vec_env
 from fwp_rl import NoneConfig
@@ -53,7 +54,8 @@ def test_a_name_that_means_nothing_is_answered_with_the_nearest(
 def test_two_tasks_of_one_environment_are_compared_apart(tmp_path: Path) -> None:
     """Red if runs share a directory, or results a table, because they share the id of the environment."""
     tasks = suites.expand(["suite:tracking"])
-    jobs = [_job(task, "none", NoneConfig(), 0, None, tmp_path) for task in tasks]
-    assert [_task_of(job) for job in jobs] == tasks
+    plan = _Plan(root=tmp_path, total_timesteps=None, equal_time=None)
+    jobs = [plan.job(task, "none", NoneConfig(), 0) for task in tasks]
+    assert [task_of(job) for job in jobs] == tasks
     assert len({job.directory for job in jobs}) == len(tasks)
     assert [job.config.env_options.get("group") for job in jobs] == ["parity", None, "S3", None]

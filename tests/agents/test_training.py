@@ -82,3 +82,12 @@ def test_workers_change_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert read_run(directory)["config"]["workers"] == (workers or 0)
     assert runs[0]
     assert runs[0] == runs[1] == runs[2]
+
+
+def test_a_run_ends_when_its_time_is_over(tmp_path: Path) -> None:
+    """Catches a comparison of equal times in which all take all steps."""
+    config = TrainConfig(
+        env_id="fwp/TMaze-v0", ppo=PPOConfig(n_steps=16), n_envs=4, total_timesteps=640, stop_at_seconds=1e-6
+    )
+    run = read_run(train(config, tmp_path / "run", quiet=True))
+    assert (run["status"], run["steps"]) == ("finished", 4)
