@@ -23,6 +23,7 @@ examples:
   python -m agents evaluate runs/fwp-TMaze-v0/lstm/seed_0 --env-options length=100
   python -m agents probe runs/fwp-MiniGrid-TMaze-v0/delta/seed_0
   python -m agents compare --env-id fwp/TMaze-v0 suite:rewriting --memory delta lstm none --seeds 5
+  python -m agents tensorboard runs/compare
   python -m agents demo
 
 A run is read from its run.json and the pickle-free part of its model.zip: a stranger's file cannot run code.
@@ -148,6 +149,16 @@ class Compare:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tensorboard:
+    """Open TensorBoard on a directory of runs, for this machine alone, until Ctrl-C."""
+
+    root: tyro.conf.Positional[Path] = Path("runs")
+    """Directory with runs, at any depth."""
+    port: int | None = None
+    """Port on the loopback address. None: the first free one from 6006 on."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class List:
     """Memories, tasks, wrappers and presets."""
 
@@ -181,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Do what the command line says (`sys.argv` if None)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = parse(
-        Evaluate | Render | Probe | Export | Bench | Compare | List | Doctor | Demo,
+        Evaluate | Render | Probe | Export | Bench | Compare | Tensorboard | List | Doctor | Demo,
         arguments,
         prog="python -m agents",
         description=DESCRIPTION,
@@ -219,6 +230,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 address=command.address,
                 prepare_only=command.prepare,
             )
+        case Tensorboard():
+            from agents.tensorboard import open_tensorboard
+
+            open_tensorboard(command.root, command.port)
         case List():
             from agents.listing import listing, task_listing
 

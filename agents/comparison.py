@@ -22,6 +22,7 @@ from agents.comparison_text import ENOUGH_SEEDS, report
 from agents.config import TrainConfig
 from agents.errors import RunFileError, UsageError
 from agents.evaluation import Episode, evaluate_run, summarize
+from agents.presentation import present
 from agents.progress import Progress
 from agents.provenance import mixture
 from agents.runs import RunPaths, default_directory, read_config, read_metrics, read_run, write_json
@@ -84,7 +85,7 @@ def compare(
     address: str | None = None,
     prepare_only: bool = False,
 ) -> None:
-    """Train what is missing, evaluate everything, write comparison.json, .md and .png, and print the tables.
+    """Train what is missing, evaluate everything, write the comparison in all its forms, and print its tables.
 
     A run that is damaged or cannot be trained is left out; RunFileError names all of them in the end. With
     `prepare_only`, make the directories of the runs for another scheduler, and do no more.
@@ -141,7 +142,8 @@ def compare(
     (root / "comparison.md").write_text(text, encoding="utf-8")
     draw(compared, result["rows"], root / "comparison.png")
     print(f"\n{text}\nwritten to            {root / 'comparison.md'}, comparison.json and comparison.png")
-    print(f"learning curves       tensorboard --logdir {shlex.quote(str(root))} --host 127.0.0.1")
+    print(f"to look at            {present(root, result)}")
+    print(f"learning curves       python -m agents tensorboard {shlex.quote(str(root))}")
     if problems:
         raise RunFileError("\n".join(_left_out(problems)))
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from agents.comparison_text import ENOUGH_SEEDS, common_scale
-from agents.runs import RunPaths, read_metrics
+from agents.curves import bands
 from agents.side_by_side import Job
 from agents.statistics import performance_profile, profile_band
 
@@ -18,7 +18,7 @@ def task_of(job: Job) -> str:
 
 
 def draw(jobs: Sequence[Job], rows: list[dict[str, Any]], file: Path) -> None:
-    """One panel for each task, with every seed as a thin line and their mean as a thick one; then the profiles."""
+    """One panel for each task, seeds as thin lines, their mean as a thick one with its interval; then the profiles."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -33,16 +33,14 @@ def draw(jobs: Sequence[Job], rows: list[dict[str, Any]], file: Path) -> None:
         1, n_panels, figsize=(5 * n_panels, 3.4), dpi=120, squeeze=False, layout="constrained"
     )
     for axes, env_id in zip(panels[0], env_ids, strict=False):
-        for memory in memories:
-            of = [job for job in jobs if (task_of(job), job.directory.parent.name) == (env_id, memory)]
-            curves = [curve for job in of if (curve := _curve(job)) is not None]
-            for steps, values in curves:
-                axes.plot(steps, values, color=colors[memory], linewidth=0.8, alpha=0.5)
-            if curves:
-                # A run that ended early, because it had learned all there was, stays where it was.
-                grid = np.linspace(0, max(steps[-1] for steps, _ in curves), 200)
-                mean = np.mean([np.interp(grid, steps, values) for steps, values in curves], axis=0)
-                axes.plot(grid, mean, color=colors[memory], linewidth=2.2, label=memory)
+        of_task = [job for job in jobs if task_of(job) == env_id]
+        directories = {
+            memory: [job.directory for job in of_task if job.directory.parent.name == memory] for memory in memories
+        }
+        for memory, band in bands(directories, "rollout/ep_rew_mean").items():
+            axes.fill_between(band.steps, band.low, band.high, color=colors[memory], alpha=0.15, linewidth=0)
+            axes.plot(band.steps, band.seeds.T, color=colors[memory], linewidth=0.8, alpha=0.5)
+            axes.plot(band.steps, band.mean, color=colors[memory], linewidth=2.2, label=memory)
         axes.set_title(env_id, fontsize=10)
         axes.set_xlabel("environment steps")
         axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k")
@@ -70,11 +68,3 @@ def _draw_profiles(axes: Any, scores: dict[str, np.ndarray], colors: dict[str, s
     axes.set_title("all tasks", fontsize=10)
     axes.set_xlabel("score of the trained agent")
     axes.set_ylabel("fraction of runs that score more")
-
-
-def _curve(job: Job) -> tuple[np.ndarray, np.ndarray] | None:
-    """Steps and mean returns of the last episodes; None before the first episode has ended."""
-    lines = [line for line in read_metrics(RunPaths(job.directory).metrics) if "rollout/ep_rew_mean" in line]
-    if not lines:
-        return None
-    return np.array([line["step"] for line in lines]), np.array([line["rollout/ep_rew_mean"] for line in lines])

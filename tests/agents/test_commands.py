@@ -210,5 +210,5 @@ def test_commands_never_unpickle(call: Any, copied_run: Path, monkeypatch: pytes
 
 def test_no_file_of_ours_unpickles_or_evaluates_text() -> None:
     forbidden = re.compile(r"\b(pickle\.|cloudpickle|yaml|torch\.load|exec\(|eval\(|shell=True|extractall)")
-    for path in [ROOT / "train.py", *sorted((ROOT / "agents").glob("*.py"))]:
+    for path in [ROOT / "train.py", *sorted((ROOT / "agents").rglob("*.py"))]:
         assert not forbidden.search(path.read_text(encoding="utf-8")), path

@@ -58,6 +58,8 @@ def test_a_comparison_that_was_killed_comes_to_the_same_numbers(tmp_path: Path) 
     compare(["fwp/TMaze-v0"], ["delta"], root=killed, **SETTINGS)
     assert numbers_of(killed) == numbers_of(whole)
     assert (whole / "comparison.png").stat().st_size > 10_000
+    assert "Inside the memory" in (whole / "report.html").read_text(encoding="utf-8")
+    assert list(whole.glob("_comparison/delta/events.*"))
     times = {path: path.stat().st_mtime_ns for path in whole.rglob("model.zip")}
     compare(["fwp/TMaze-v0"], ["delta"], root=whole, **SETTINGS)
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("model.zip")} == times

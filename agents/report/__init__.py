@@ -1,0 +1,289 @@
+"""report.html: a finished comparison in one file, which needs no network and can go with a mail.
+
+    write_report(root, result, directories)
+
+What is shown is read from the comparison and from the run.json and metrics.jsonl of its runs; the page is `page.html`
+with `page.css` and `page.js`, filled by Jinja, which escapes whatever comes from there. The browser is told (by a
+content security policy) to load nothing and to run nothing but that script.
+"""
+
+import base64
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+import envs
+from agents.comparison_text import ENOUGH_SEEDS, Rows, common_scale
+from agents.curves import Band, band, bands
+from agents.progress import format_seconds
+from agents.recording import Recording
+from agents.report.figures import Axis, band_chart, interval, number, spread
+from agents.report.player import pack
+from agents.runs import read_run
+from agents.statistics import (
+    Estimate,
+    estimate,
+    interquartile_mean,
+    performance_profile,
+    probability_of_improvement,
+    profile_band,
+)
+
+_HERE = Path(__file__).parent
+_INTERVAL_WIDTH = 200
+_N_COLORS = 8  # in page.css
+_METRICS = (("rollout/ep_rew_mean", "return in training"), ("rollout/success_rate", "success in training"))
+
+
+def write_report(
+    root: Path, result: Mapping[str, Any], directories: Sequence[Path], episodes: Mapping[str, Recording]
+) -> Path:
+    """Write `root`/report.html.
+
+    :param result: What comparison.json holds.
+    :param directories: The run of each of its rows.
+    :param episodes: One episode for each memory that can be watched, on the first task.
+    """
+    runs = [
+        {**row, "directory": path, "run": read_run(path)} for row, path in zip(result["rows"], directories, strict=True)
+    ]
+    colors = _colors(list(dict.fromkeys(run["memory"] for run in runs)))
+    tasks = [_table(of) | _curves(of, colors) for of in _by_task(runs)]
+    page = _fill(
+        "page.html",
+        result=result,
+        colors=colors,
+        n_seeds=min(line["seeds"] for task in tasks for line in task["lines"]),
+        enough_seeds=ENOUGH_SEEDS,
+        tasks=tasks,
+        overall=_overall(result["rows"], colors),
+        best=[_table(of) for of in _by_task(result.get("best_rows", []))],
+        lengths=_lengths(runs, colors),
+        runs=runs,
+        settings=_settings(runs),
+        written=datetime.now(UTC).isoformat(" ", "minutes").removesuffix("+00:00"),
+        episodes=list(episodes),
+        data={
+            "curves": [task["readout"] for task in tasks],
+            "episodes": [pack(recording, memory) for memory, recording in episodes.items()],
+        },
+    )
+    path = root / "report.html"
+    temporary = path.with_suffix(".part")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def _colors(memories: Sequence[str]) -> dict[str, str]:
+    """A number of page.css for each memory; the control is grey."""
+    numbers = itertools.cycle(range(_N_COLORS))
+    return {name: "none" if name == "none" else str(next(numbers)) for name in memories}
+
+
+def _fill(name: str, **values: Any) -> str:
+    style, script = ((_HERE / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    pages = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.filters |= {"number": number, "seconds": format_seconds}
+    return pages.get_template(name).render(
+        style=Markup(style), script=Markup(script), style_hash=_sha256(style), script_hash=_sha256(script), **values
+    )
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _by_task(rows: Rows) -> list[Rows]:
+    return [[row for row in rows if row["env_id"] == env_id] for env_id in dict.fromkeys(row["env_id"] for row in rows)]
+
+
+def _by_memory(rows: Rows) -> dict[str, Rows]:
+    return {
+        name: [row for row in rows if row["memory"] == name] for name in dict.fromkeys(row["memory"] for row in rows)
+    }
+
+
+def _table(rows: Rows) -> dict[str, Any]:
+    """What came out on one task, a line for each memory."""
+    scale = rows[0]["scale"]
+    scores = {name: np.array([[row["score"] for row in of]]) for name, of in _by_memory(rows).items()}
+    axis = _axis(scores, scale)
+    return {
+        "env_id": rows[0]["env_id"],
+        "scale": scale or "returns",
+        "axis": axis,
+        "lines": [_line(name, of, scores, axis) for name, of in _by_memory(rows).items()],
+    }
+
+
+def _line(name: str, rows: Rows, scores: Mapping[str, np.ndarray], axis: Axis) -> dict[str, Any]:
+    def mean(key: str) -> Estimate:
+        return estimate(lambda x: float(x.mean()), np.array([[row[key] for row in rows]]))
+
+    score = mean("score")
+    return {
+        "memory": name,
+        "seeds": len(rows),
+        "score": score,
+        "interval": interval(score, scores[name][0].tolist(), axis),
+        "better": _better(scores, name),
+        "success": None if rows[0]["success_rate"] is None else mean("success_rate"),
+        "return": mean("return_mean"),
+        "parameters": rows[0]["parameters"],
+        "learning_rate": rows[0]["learning_rate"],
+        "steps": float(np.mean([row["steps"] for row in rows])),
+        "seconds": float(np.mean([row["seconds"] for row in rows])),
+        "speed": float(np.mean([row["steps"] / row["seconds"] for row in rows])),
+        "learned": [row["steps_to_threshold"] for row in rows],
+    }
+
+
+def _curves(runs: Rows, colors: Mapping[str, str]) -> dict[str, Any]:
+    """Learning curves on one task, and what is read off them under the pointer."""
+    metric, label = _METRICS[runs[0]["scale"] == "success rates"]
+    of = bands({name: [run["directory"] for run in of] for name, of in _by_memory(runs).items()}, metric)
+    return {
+        "options": runs[0]["run"]["config"]["env_options"],
+        "metric": label,
+        "chart": band_chart(of, colors) if of else None,
+        "readout": {
+            "steps": [int(step) for band in list(of.values())[:1] for step in band.steps],
+            "memories": {
+                name: [[round(float(x), 3) for x in values] for values in (band.mean, band.low, band.high)]
+                for name, band in of.items()
+            },
+        },
+    }
+
+
+def _overall(rows: Rows, colors: Mapping[str, str]) -> dict[str, Any] | None:
+    """Scores of all tasks together, and their profiles; None for one task, or if the tasks have no common scale."""
+    scores = common_scale(rows)
+    if scores is None or len(_by_task(rows)) < 2:
+        return None
+    axis = _axis(scores, rows[0]["scale"])
+    estimates = {name: estimate(interquartile_mean, of) for name, of in scores.items()}
+    lines = [
+        {
+            "memory": name,
+            "score": estimates[name],
+            "interval": interval(estimates[name], of.ravel().tolist(), axis),
+            "better": _better(scores, name),
+        }
+        for name, of in scores.items()
+    ]
+    thresholds = np.linspace(axis.low, axis.high, 101)
+    profiles = {}
+    for name, of in scores.items():
+        low, high = profile_band(of, thresholds)
+        mean = performance_profile(of, thresholds)
+        profiles[name] = Band(steps=thresholds, seeds=np.empty((0, len(thresholds))), mean=mean, low=low, high=high)
+    scale = " or ".join(sorted({row["scale"] for row in rows}))
+    return {"scale": scale, "axis": axis, "lines": lines, "chart": band_chart(profiles, colors)}
+
+
+def _lengths(runs: Rows, colors: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Success against the one number in which tasks differ that are otherwise the same, such as a length."""
+    families: dict[Any, dict[float, str]] = {}
+    for env_id, run in {run["env_id"]: run for run in runs}.items():
+        entry_point, options = _definition(env_id, run["run"]["config"]["env_options"])
+        for name, value in options.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                rest = json.dumps(
+                    {key: other for key, other in options.items() if key != name}, sort_keys=True, default=str
+                )
+                families.setdefault((entry_point, name, rest), {})[value] = env_id
+    figures = []
+    for (_, option, _), env_of in families.items():
+        if len(env_of) > 1:
+            values = sorted(env_of)
+            seeds = {name: [_success_by_seed(runs, env_of[value], name) for value in values] for name in colors}
+            figures.append(_length_figure(option, values, seeds, colors))
+    return figures
+
+
+def _definition(env_id: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """What makes the environment, and all options that it gets."""
+    spec = gymnasium.spec(envs.resolve(env_id))
+    name = spec.entry_point if isinstance(spec.entry_point, str) else env_id
+    return name, {**spec.kwargs, **options}
+
+
+def _success_by_seed(runs: Rows, env_id: str, memory: str) -> dict[int, float]:
+    of = [run for run in runs if (run["env_id"], run["memory"]) == (env_id, memory)]
+    return {run["seed"]: run["score"] if run["success_rate"] is None else run["success_rate"] for run in of}
+
+
+def _length_figure(
+    option: str, values: Sequence[float], seeds: Mapping[str, Sequence[Mapping[int, float]]], colors: Mapping[str, str]
+) -> dict[str, Any]:
+    curves = {}
+    for name, by_value in seeds.items():
+        if common := sorted(set.intersection(*(set(of) for of in by_value))):
+            curves[name] = band(np.array(values), np.array([[of[seed] for of in by_value] for seed in common]))
+    return {"option": option, "chart": band_chart(curves, colors)}
+
+
+def _axis(scores: Mapping[str, np.ndarray], scale: str | None) -> Axis:
+    """Of a table: the scores of all seeds, and 0 and 1 where these mean something."""
+    values = np.concatenate([of.ravel() for of in scores.values()])
+    return Axis(*spread([*values, *((0.0, 1.0) if scale else ())], 0.05), 0, _INTERVAL_WIDTH)
+
+
+def _better(scores: Mapping[str, np.ndarray], name: str) -> Estimate | None:
+    """How probably a seed beats one of the first memory; None for the first itself."""
+    first = next(iter(scores))
+    return None if name == first else estimate(probability_of_improvement, scores[name], scores[first])
+
+
+def _settings(runs: Rows) -> dict[str, Any]:
+    """Configuration, versions and machine: once where all runs agree, and all values where they do not."""
+    configs = [
+        _flat({key: value for key, value in run["run"]["config"].items() if key not in ("env_id", "memory", "seed")})
+        for run in runs
+    ]
+    memories = {run["memory"]: {k: v for k, v in run["run"]["config"]["memory"].items() if k != "type"} for run in runs}
+    return {
+        "config": _values(configs),
+        "memories": {name: _words(config) for name, config in memories.items()},
+        "versions": _values([{**run["run"]["versions"], "commit": run["run"]["git_commit"]} for run in runs]),
+        "machine": _values([run["run"]["machine"] for run in runs]),
+    }
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _values(records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """All values that each key has, in order of appearance; one value means that all agree."""
+    keys = dict.fromkeys(key for record in records for key in record)
+    return {key: list(dict.fromkeys(_word(record.get(key)) for record in records)) for key in keys}
+
+
+def _words(config: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {_word(value)}" for key, value in config.items()) or "nothing to set"
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
