@@ -98,6 +98,7 @@ def a_recording(n_steps: int = 6, n_heads: int = 3, keys: int = 4, values: int =
             norms=numbers,
             erased=numbers,
             contributions=contributions,
+            retrieval=np.sqrt((contributions**2).sum(1)),
         ),
     )
 
