@@ -14,11 +14,11 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 FILE = pathlib.Path(__file__).parent / "report.png"
-WIDTH, N_COLORS = 1120, 128
+WIDTH, MARGIN, N_COLORS = 1120, 16, 128
 
 
 def picture(page_file: pathlib.Path, step: int, scheme: str) -> Image.Image:
-    """The whole page with its player at that step."""
+    """The whole page with its player at that step, in two columns."""
     browser = next(path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name)))
     with sync_playwright() as driver, driver.chromium.launch(executable_path=browser, args=["--no-sandbox"]) as chrome:
         page = chrome.new_page(viewport={"width": WIDTH, "height": 900}, color_scheme=scheme)
@@ -28,7 +28,15 @@ def picture(page_file: pathlib.Path, step: int, scheme: str) -> Image.Image:
         for _ in range(step):
             page.keyboard.press("ArrowRight")
         page.evaluate("document.activeElement.blur()")
-        return Image.open(io.BytesIO(page.screenshot(full_page=True)))
+        ends = page.eval_on_selector_all("section", "all => all.map(part => part.getBoundingClientRect().bottom)")
+        whole = Image.open(io.BytesIO(page.screenshot(full_page=True)))
+    cut = min((round(end) + MARGIN for end in ends), key=lambda y: abs(y - whole.height / 2))
+    columns = Image.new(
+        "RGB", (2 * WIDTH, max(cut, 2 * MARGIN + whole.height - cut)), whole.convert("RGB").getpixel((0, 0))
+    )
+    columns.paste(whole.crop((0, 0, WIDTH, cut)), (0, 0))
+    columns.paste(whole.crop((0, cut, WIDTH, whole.height)), (WIDTH, 2 * MARGIN))
+    return columns
 
 
 def main() -> None:
@@ -40,7 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=FILE)
     options = parser.parse_args()
     drawn = picture(options.report, options.step, options.scheme)
-    drawn.convert("RGB").quantize(N_COLORS, dither=Image.Dither.NONE).save(options.out, optimize=True)
+    drawn.quantize(N_COLORS, dither=Image.Dither.NONE).save(options.out, optimize=True)
 
 
 if __name__ == "__main__":
