@@ -9,6 +9,7 @@ content security policy) to load nothing and to run nothing but that script.
 
 import base64
 import hashlib
+import inspect
 import itertools
 import json
 import os
@@ -38,6 +39,7 @@ from agents.statistics import (
     probability_of_improvement,
     profile_band,
 )
+from envs.tasks import VECTOR_TASKS
 
 _HERE = Path(__file__).parent
 _INTERVAL_WIDTH = 200
@@ -203,7 +205,7 @@ def _lengths(runs: Rows, colors: Mapping[str, str]) -> list[dict[str, Any]]:
     """Success against the one number in which tasks differ that are otherwise the same, such as a length."""
     families: dict[Any, dict[float, str]] = {}
     for env_id, run in {run["env_id"]: run for run in runs}.items():
-        entry_point, options = _definition(env_id, run["run"]["config"]["env_options"])
+        entry_point, options = _definition(run["run"]["config"])
         for name, value in options.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 rest = json.dumps(
@@ -219,11 +221,14 @@ def _lengths(runs: Rows, colors: Mapping[str, str]) -> list[dict[str, Any]]:
     return figures
 
 
-def _definition(env_id: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _definition(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """What makes the environment, and all options that it gets."""
-    spec = gymnasium.spec(envs.resolve(env_id))
-    name = spec.entry_point if isinstance(spec.entry_point, str) else env_id
-    return name, {**spec.kwargs, **options}
+    env_id, options = envs.resolve(config["env_id"]), config["env_options"]
+    if env_id in VECTOR_TASKS:
+        defaults = {name: of.default for name, of in inspect.signature(VECTOR_TASKS[env_id]).parameters.items()}
+        return env_id, defaults | options
+    spec = gymnasium.spec(env_id)
+    return spec.entry_point if isinstance(spec.entry_point, str) else env_id, spec.kwargs | options
 
 
 def _success_by_seed(runs: Rows, env_id: str, memory: str) -> dict[int, float]:

@@ -34,7 +34,13 @@ def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_run(directory: Path, returns: Mapping[int, float], **changes: Any) -> Path:
     """A run directory without a model: what the report reads."""
     directory.mkdir(parents=True)
-    config = {"env_options": {}, "memory": {"type": "delta", "width": 5}, "ppo": {"gamma": 0.9}, "seed": 0}
+    config = {
+        "env_id": "fwp/TMaze-v0",
+        "env_options": {},
+        "memory": {"type": "delta", "width": 5},
+        "ppo": {"gamma": 0.9},
+        "seed": 0,
+    }
     run = {
         "format": "fwp-run",
         "version": 1,
@@ -166,14 +172,21 @@ def test_a_run_without_an_episode_is_left_out_of_the_curves_only(tmp_path: Path)
 
 
 def test_tasks_that_differ_in_one_number_are_drawn_against_it(tmp_path: Path) -> None:
-    """Catches tasks that differ in more than one number, or in none, on the same axis."""
-    env_ids = ["MiniGrid-MemoryS7-v0", "MiniGrid-MemoryS9-v0", "MiniGrid-MemoryS11-v0", "fwp/TMaze-v0"]
-    options = [{"view_size": 3}, {"view_size": 3}, {"view_size": 5}, {}]
-    runs = [make_run(tmp_path / str(i), {5: 0.5}, config={"env_options": o}) for i, o in enumerate(options)]
-    page = page_of(tmp_path, [row(env_id=env_id) for env_id in env_ids], runs)
-    assert page.count("Success against") == 1
-    assert "Success against size" in page
-    assert "Success against" not in page_of(tmp_path, [row(env_id=env_id) for env_id in env_ids[1:]], runs[1:])
+    """Catches tasks that differ in more than one number, or in none, on the same axis, and defaults that are not known
+    to be values."""
+    tasks: list[tuple[str, dict[str, int]]] = [
+        *[("MiniGrid-MemoryS7-v0", {"view_size": 3}), ("MiniGrid-MemoryS9-v0", {"view_size": 3})],
+        *[("MiniGrid-MemoryS11-v0", {"view_size": 5}), ("fwp/TMaze-v0", {}), ("fwp/TMaze-v0", {"length": 7})],
+    ]
+    runs = [
+        make_run(tmp_path / str(number), {5: 0.5}, config={"env_id": env_id, "env_options": options})
+        for number, (env_id, options) in enumerate(tasks)
+    ]
+    rows = [row(env_id=f"task {number}") for number in range(len(tasks))]
+    page = page_of(tmp_path, rows, runs)
+    assert page.count("Success against") == 2
+    assert page.index("Success against size") < page.index("Success against length")
+    assert "Success against" not in page_of(tmp_path, rows[1:-1], runs[1:-1])
 
 
 def test_bands_hold_their_mean_and_runs_that_end_early_stay_where_they_were(tmp_path: Path) -> None:
