@@ -45,7 +45,7 @@ class SRWM(Memory):
     al. 2022 (arXiv 2202.05780), section 3, with four learning rates; as in the authors' reinforcement learning,
     without norm before the softmax, and b starts around 0. State: D `[B, H, K, V + 2 K + 4]`; zero is a fresh W_0.
 
-    W_0 is K times a parameter drawn from N(0, 1/K), where the authors take the parameter itself. What a softmax puts
+    W_0 is 2 K times a parameter drawn from N(0, 1/K), where the authors take the parameter itself. What a softmax puts
     out is about 1/K: with their matrix all keys and queries start alike, softmax(q) - softmax(k) is next to nothing,
     and the gradient through the memory is a few 10^-4 of the one through the present.
 
@@ -68,7 +68,7 @@ class SRWM(Memory):
     @property
     def initial_matrix(self) -> Float[Tensor, "H K C"]:
         """W_0 of each head; with self-modification of C = V + 2 K + 4 columns, else of V."""
-        return self.matrix * self.matrix.shape[1]
+        return self.matrix * (2 * self.matrix.shape[1])
 
     def initial_state(self, batch_size: int) -> State:
         """No difference to the learned matrix."""

@@ -491,7 +491,7 @@ def test_self_referential_state_is_the_difference_to_what_is_learned() -> None:
     inputs, difference, no_starts = inputs[:, :1], state[:1], torch.zeros_like(starts[:, :1])
     outputs, final = memory.scan(inputs, difference, no_starts)
     with torch.no_grad():
-        memory.matrix += difference[0] / 5  # W_0 is K times the parameter
+        memory.matrix += difference[0] / 10  # W_0 is 2 K times the parameter
     moved_outputs, moved_final = memory.scan(inputs, memory.initial_state(1), no_starts)
     torch.testing.assert_close(moved_outputs, outputs)
     torch.testing.assert_close(moved_final + difference, final)
