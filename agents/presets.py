@@ -214,10 +214,11 @@ _PRESETS = {
         summary="Remember one cue until the end of a corridor; tiny and vectorised.",
         config=TrainConfig(
             env_id="fwp/TMaze-v0",
-            # Only two actions at one cell of a long corridor pay: with less entropy some never turn at all.
-            ppo=dataclasses.replace(_MINIGRID_PPO, n_steps=64, ent_coef=0.05),
+            # Only two actions at one cell of a long corridor pay: with less entropy some never turn at all, and with as
+            # much to the end some never settle.
+            ppo=dataclasses.replace(_MINIGRID_PPO, n_steps=64, ent_coef=0.05, ent_coef_final=0.0),
             n_envs=32,
-            total_timesteps=300_000,
+            total_timesteps=500_000,
         ),
     ),
     "fwp/EndlessTMaze-v0": Preset(

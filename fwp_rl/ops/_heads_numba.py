@@ -19,16 +19,15 @@ from torch.autograd.function import once_differentiable
 import numpy as np  # isort: skip
 from numba import njit, prange  # isort: skip
 from fwp_rl.ops._numba import (  # isort: skip
-    SERIAL_BELOW,
     dot,
     empty,
     fill,
+    launch,
     number,
     rows,
     scan_forward,
     sweep_forward,
     sweep_in_reverse,
-    threads,
     tile_width,
 )
 from fwp_rl.ops._simd import at, constant, load, multiply_add, size_of, store, zeros  # isort: skip
@@ -207,8 +206,8 @@ def _forward_kernel(WIDTH: int, PARALLEL: bool) -> Callable:
 
 
 @functools.cache
-def _backward_kernel(WIDTH: int, LANES: int) -> Callable:
-    @njit(parallel=True, cache=True, nogil=True)
+def _backward_kernel(WIDTH: int, LANES: int, PARALLEL: bool) -> Callable:
+    @njit(parallel=PARALLEL, cache=True, nogil=True)
     def backward(
         projected, skip, records, y, initial, final, dy, dfinal, dprojected, dskip, dstate, starts, largest, erase,
         gated, sizes,
@@ -222,6 +221,7 @@ def _backward_kernel(WIDTH: int, LANES: int) -> Callable:
                 b, h, zeros(largest, WIDTH), zeros(largest, LANES), np.int64(scratch.ctypes.data), projected, skip,
                 records, y, initial, final, starts, dy, dfinal, dprojected, dskip, dstate, largest, erase, gated, sizes,
             )  # fmt: skip
+        return PARALLEL
 
     return backward
 
@@ -261,12 +261,7 @@ def _forward(
         projected.data_ptr(), skip.data_ptr(), records.data_ptr(), y.data_ptr(), state.data_ptr(), final.data_ptr(),
         rows(starts), number(largest, dtype), rule == "delta", gated, sizes,
     )  # fmt: skip
-    work = time * batch * n_heads * K * V
-    if work < SERIAL_BELOW:
-        _forward_kernel(tile_width(K, V, dtype), False)(*arguments)
-    else:
-        with threads(work):
-            _forward_kernel(tile_width(K, V, dtype), True)(*arguments)
+    launch(functools.partial(_forward_kernel, tile_width(K, V, dtype)), time * batch * n_heads * K * V, *arguments)
     return y, final, records
 
 
@@ -296,9 +291,9 @@ class _FastWeightHeads(torch.autograd.Function):
             0 if x is None else x.data_ptr()
             for x in (projected, skip, records, y, state, final, dy, dfinal, dprojected, dskip, dstate)
         ]
-        with threads(3 * time * batch * n_heads * K * V):
-            _backward_kernel(tile_width(K, V, dtype), 32 // projected.element_size())(
-                *addresses, rows(starts), number(largest, dtype), rule == "delta", gated,
-                (time, batch, n_heads, K, V),
-            )  # fmt: skip
+        kernel = functools.partial(_backward_kernel, tile_width(K, V, dtype), 32 // projected.element_size())
+        launch(
+            kernel, 3 * time * batch * n_heads * K * V, *addresses, rows(starts), number(largest, dtype),
+            rule == "delta", gated, (time, batch, n_heads, K, V),
+        )  # fmt: skip
         return dprojected, dskip.sum(0), dstate, None, None, None, None

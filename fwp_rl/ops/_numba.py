@@ -8,12 +8,11 @@ forward, in which only S lives; no state is stored per step.
 Vectors are explicit (`_simd`): a tile is 16 or 32 neighbouring columns of a row.
 """
 
-import contextlib
 import functools
 import math
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch  # before numba: the first to load OpenMP decides which copy both use
@@ -339,10 +338,10 @@ def forward_kernel(WIDTH: int, PARALLEL: bool) -> Callable:
 
 
 @functools.cache
-def backward_kernel(WIDTH: int, LANES: int) -> Callable:
+def backward_kernel(WIDTH: int, LANES: int, PARALLEL: bool) -> Callable:
     """The gradients; `dfinal` may be without address: nobody used the final state."""
 
-    @njit(parallel=True, cache=True, nogil=True)
+    @njit(parallel=PARALLEL, cache=True, nogil=True)
     def backward(
         q, k, v, beta, decay, starts, initial, outputs, errors, doutputs, final, dfinal, dq, dk, dv, dbeta, ddecay,
         dstate, scale, erase, gated, sizes,
@@ -365,6 +364,7 @@ def backward_kernel(WIDTH: int, LANES: int) -> Callable:
             )  # fmt: skip
             if _has_channels(decay):
                 sweep_decays(b, h, zero, partials, q, starts, final, dfinal, dq, ddecay, scale, sizes)
+        return PARALLEL
 
     return backward
 
@@ -468,12 +468,8 @@ def forward(
             rows(before), rows(after), rows(outputs, begin), error_rows, number(scale, v.dtype), rule == "delta", gated,
             (end - begin, *sizes[1:], V),
         )  # fmt: skip
-        work = (end - begin) * q[0].numel() * V
-        if work < SERIAL_BELOW:
-            forward_kernel(tile_width(sizes[-1], V, v.dtype), False)(*arguments)
-        else:
-            with threads(work):
-                forward_kernel(tile_width(sizes[-1], V, v.dtype), True)(*arguments)
+        kernel = functools.partial(forward_kernel, tile_width(sizes[-1], V, v.dtype))
+        launch(kernel, (end - begin) * q[0].numel() * V, *arguments)
     return outputs, states, errors
 
 
@@ -508,10 +504,9 @@ def backward(
         arguments += [rows(episode_starts, begin), rows(states[index])]
         arguments += [rows(x, begin) for x in (outputs, errors, doutputs)] + [rows(states[index + 1]), rows(dfinal)]
         arguments += [rows(x, begin) for x in (dq, dk, dv, dbeta, dlog_decay)] + [rows(dstate)]
-        with threads(3 * (end - begin) * q[0].numel() * V):
-            backward_kernel(tile_width(sizes[-1], V, q.dtype), 32 // q.element_size())(
-                *arguments, number(scale, q.dtype), rule == "delta", gated, (end - begin, *sizes, V)
-            )
+        arguments += [number(scale, q.dtype), rule == "delta", gated, (end - begin, *sizes, V)]
+        kernel = functools.partial(backward_kernel, tile_width(sizes[-1], V, q.dtype), 32 // q.element_size())
+        launch(kernel, 3 * (end - begin) * q[0].numel() * V, *arguments)
     return dstate
 
 
@@ -582,15 +577,22 @@ def _decay_rows(decay: Tensor, step: int) -> tuple[int, ...]:
     return rows(decay, step) + ((decay.element_size(),) if decay.ndim == 4 else ())
 
 
-@contextlib.contextmanager
-def threads(work: int) -> Iterator[None]:
-    """As many threads as torch uses now, one for little work."""
-    available = numba.get_num_threads()
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS) if work >= SERIAL_BELOW else 1)
+def launch(kernel: Callable[[bool], Callable], work: int, *arguments: object) -> None:
+    """Run `kernel(False)`, or with enough to do `kernel(True)` on as many threads as torch uses now.
+
+    Two kernels, since one that runs in parallel takes two to three times as long to compile.
+    :param work: Multiply-adds.
+    """
+    n_threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    if work < SERIAL_BELOW or n_threads == 1:
+        kernel(False)(*arguments)
+        return
+    others = numba.get_num_threads()
+    numba.set_num_threads(n_threads)
     try:
-        yield
+        kernel(True)(*arguments)
     finally:
-        numba.set_num_threads(available)
+        numba.set_num_threads(others)
 
 
 @njit(parallel=True, cache=True)

@@ -9,6 +9,9 @@ undo the writes instead would lose more precision with every step.) Gradients of
 over all steps at the end.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch  # before numba: the first to load OpenMP decides which copy both use
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -157,16 +160,26 @@ def _recurrent_delta_backward_program(
                     d_y[j] *= one - squashed[j] * squashed[j]
 
 
-@njit(parallel=True, cache=True)
-def _recurrent_delta_forward(batch_size, n_heads, arrays, save):
-    for program in prange(batch_size * n_heads):
-        _recurrent_delta_forward_program(program // n_heads, program % n_heads, *arrays, save)
+@functools.cache
+def _recurrent_delta_forward(PARALLEL: bool) -> Callable:
+    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    def forward(batch_size, n_heads, arrays, save):
+        for program in prange(batch_size * n_heads):
+            _recurrent_delta_forward_program(program // n_heads, program % n_heads, *arrays, save)
+        return PARALLEL  # the cache tells kernels apart by what they close over
+
+    return forward
 
 
-@njit(parallel=True, cache=True)
-def _recurrent_delta_backward(batch_size, n_heads, arrays):
-    for program in prange(batch_size * n_heads):
-        _recurrent_delta_backward_program(program // n_heads, program % n_heads, *arrays)
+@functools.cache
+def _recurrent_delta_backward(PARALLEL: bool) -> Callable:
+    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    def backward(batch_size, n_heads, arrays):
+        for program in prange(batch_size * n_heads):
+            _recurrent_delta_backward_program(program // n_heads, program % n_heads, *arrays)
+        return PARALLEL  # the cache tells kernels apart by what they close over
+
+    return backward
 
 
 def _recurrent_delta(
@@ -336,16 +349,26 @@ def _fast_rnn_backward_program(
                 clear(d_c)
 
 
-@njit(parallel=True, cache=True)
-def _fast_rnn_forward(batch_size, n_heads, arrays, save):
-    for program in prange(batch_size * n_heads):
-        _fast_rnn_forward_program(program // n_heads, program % n_heads, *arrays, save)
+@functools.cache
+def _fast_rnn_forward(PARALLEL: bool) -> Callable:
+    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    def forward(batch_size, n_heads, arrays, save):
+        for program in prange(batch_size * n_heads):
+            _fast_rnn_forward_program(program // n_heads, program % n_heads, *arrays, save)
+        return PARALLEL  # the cache tells kernels apart by what they close over
+
+    return forward
 
 
-@njit(parallel=True, cache=True)
-def _fast_rnn_backward(batch_size, n_heads, arrays):
-    for program in prange(batch_size * n_heads):
-        _fast_rnn_backward_program(program // n_heads, program % n_heads, *arrays)
+@functools.cache
+def _fast_rnn_backward(PARALLEL: bool) -> Callable:
+    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    def backward(batch_size, n_heads, arrays):
+        for program in prange(batch_size * n_heads):
+            _fast_rnn_backward_program(program // n_heads, program % n_heads, *arrays)
+        return PARALLEL  # the cache tells kernels apart by what they close over
+
+    return backward
 
 
 def _fast_rnn(

@@ -17,20 +17,17 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
-import numba  # isort: skip
 from numba import njit, prange, types  # isort: skip
 from llvmlite import ir  # isort: skip
 from numba.core import cgutils  # isort: skip
 from numba.extending import intrinsic, overload  # isort: skip
-import fwp_rl.ops._openmp  # noqa: F401  # isort: skip
+from fwp_rl.ops import _numba  # isort: skip
 
 # fastmath without nnan and ninf: a number that diverged has to stay visible. The numpy error model, because a check for
 # division by zero keeps a loop from vectorising.
 FAST = {"cache": True, "error_model": "numpy", "fastmath": {"contract", "nsz", "arcp", "afn"}}
 PANEL_BYTES = 64
 """Width of a panel of weights: two AVX2 registers, one of AVX-512, four of NEON."""
-SERIAL_BELOW = 4_000_000
-"""Multiply-adds under which a second thread costs more than it brings (about 0.2 ms)."""
 
 
 # --------------------------------------------------------------------------------------------------- activations
@@ -257,18 +254,28 @@ def _lstm_gradients(gate, previous_c, squashed, d_h, d_c, d_gate):
         d_c[j] *= f[j]
 
 
-@njit(parallel=True, cache=True)
-def _lstm_forward(num_parts, batch_size, arrays):
-    for part in prange(num_parts):
-        begin, end = part * batch_size // num_parts, (part + 1) * batch_size // num_parts
-        _lstm_forward_rows(begin, end, *arrays)
+@functools.cache
+def _lstm_forward(PARALLEL: bool) -> Callable:
+    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    def forward(num_parts, batch_size, arrays):
+        for part in prange(num_parts):
+            begin, end = part * batch_size // num_parts, (part + 1) * batch_size // num_parts
+            _lstm_forward_rows(begin, end, *arrays)
+        return PARALLEL  # the cache tells kernels apart by what they close over
+
+    return forward
 
 
-@njit(parallel=True, cache=True)
-def _lstm_backward(num_parts, batch_size, arrays):
-    for part in prange(num_parts):
-        begin, end = part * batch_size // num_parts, (part + 1) * batch_size // num_parts
-        _lstm_backward_rows(begin, end, *arrays)
+@functools.cache
+def _lstm_backward(PARALLEL: bool) -> Callable:
+    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    def backward(num_parts, batch_size, arrays):
+        for part in prange(num_parts):
+            begin, end = part * batch_size // num_parts, (part + 1) * batch_size // num_parts
+            _lstm_backward_rows(begin, end, *arrays)
+        return PARALLEL  # the cache tells kernels apart by what they close over
+
+    return backward
 
 
 class _LSTMScan(torch.autograd.Function):
@@ -374,18 +381,28 @@ def _gru_gradients(gate, recurrent_n, previous_h, d_h, d_gate, d_recurrent):
         d_h[j] *= z[j]
 
 
-@njit(parallel=True, cache=True)
-def _gru_forward(num_parts, batch_size, arrays):
-    for part in prange(num_parts):
-        begin, end = part * batch_size // num_parts, (part + 1) * batch_size // num_parts
-        _gru_forward_rows(begin, end, *arrays)
+@functools.cache
+def _gru_forward(PARALLEL: bool) -> Callable:
+    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    def forward(num_parts, batch_size, arrays):
+        for part in prange(num_parts):
+            begin, end = part * batch_size // num_parts, (part + 1) * batch_size // num_parts
+            _gru_forward_rows(begin, end, *arrays)
+        return PARALLEL  # the cache tells kernels apart by what they close over
+
+    return forward
 
 
-@njit(parallel=True, cache=True)
-def _gru_backward(num_parts, batch_size, arrays):
-    for part in prange(num_parts):
-        begin, end = part * batch_size // num_parts, (part + 1) * batch_size // num_parts
-        _gru_backward_rows(begin, end, *arrays)
+@functools.cache
+def _gru_backward(PARALLEL: bool) -> Callable:
+    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    def backward(num_parts, batch_size, arrays):
+        for part in prange(num_parts):
+            begin, end = part * batch_size // num_parts, (part + 1) * batch_size // num_parts
+            _gru_backward_rows(begin, end, *arrays)
+        return PARALLEL  # the cache tells kernels apart by what they close over
+
+    return backward
 
 
 class _GRUScan(torch.autograd.Function):
@@ -451,18 +468,28 @@ def _rnn_gradient(h, d_h, d_gate):
         d_gate[j] = d_h[j] * (one - h[j] * h[j])
 
 
-@njit(parallel=True, cache=True)
-def _rnn_forward(num_parts, batch_size, arrays):
-    for part in prange(num_parts):
-        begin, end = part * batch_size // num_parts, (part + 1) * batch_size // num_parts
-        _rnn_forward_rows(begin, end, *arrays)
+@functools.cache
+def _rnn_forward(PARALLEL: bool) -> Callable:
+    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    def forward(num_parts, batch_size, arrays):
+        for part in prange(num_parts):
+            begin, end = part * batch_size // num_parts, (part + 1) * batch_size // num_parts
+            _rnn_forward_rows(begin, end, *arrays)
+        return PARALLEL  # the cache tells kernels apart by what they close over
+
+    return forward
 
 
-@njit(parallel=True, cache=True)
-def _rnn_backward(num_parts, batch_size, arrays):
-    for part in prange(num_parts):
-        begin, end = part * batch_size // num_parts, (part + 1) * batch_size // num_parts
-        _rnn_backward_rows(begin, end, *arrays)
+@functools.cache
+def _rnn_backward(PARALLEL: bool) -> Callable:
+    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    def backward(num_parts, batch_size, arrays):
+        for part in prange(num_parts):
+            begin, end = part * batch_size // num_parts, (part + 1) * batch_size // num_parts
+            _rnn_backward_rows(begin, end, *arrays)
+        return PARALLEL  # the cache tells kernels apart by what they close over
+
+    return backward
 
 
 class _RNNScan(torch.autograd.Function):
@@ -537,16 +564,8 @@ def _scratch(state: Tensor, panels: Tensor) -> Tensor:
 def _launch(kernel: Callable, gates: Tensor, state: Tensor, tensors: tuple[Tensor, ...]) -> None:
     """Run a kernel on as many threads as torch may use now, on one if there is little to do."""
     batch_size, size = state.shape
-    num_threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, batch_size)
-    if num_threads == 0 or gates.numel() * size < SERIAL_BELOW:
-        num_threads = 1
     arrays = tuple(tensor.detach().numpy() for tensor in tensors)
-    others = numba.get_num_threads()
-    numba.set_num_threads(num_threads)
-    try:
-        kernel(num_threads, batch_size, arrays)
-    finally:
-        numba.set_num_threads(others)
+    _numba.launch(kernel, gates.numel() * size, max(1, min(torch.get_num_threads(), batch_size)), batch_size, arrays)
 
 
 def _gradient(gradient: Tensor | None, like: Tensor) -> Tensor:

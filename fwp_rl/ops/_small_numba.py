@@ -1,6 +1,6 @@
 """Small matrices and vectors that stay in the first-level cache: what the recurrent fast-weight kernels are made of.
 
-Arrays are dense, of any size: whole tiles first, then number by number. The functions are inlined into the kernels,
+Arrays are dense, of any size: whole tiles first, then number by number. They become a part of the kernels,
 whose cache numba does not renew when this file changes: delete it (`__pycache__`).
 """
 
@@ -14,10 +14,12 @@ from llvmlite import ir  # isort: skip
 from numba import njit, types  # isort: skip
 from numba.extending import intrinsic  # isort: skip
 import fwp_rl.ops._openmp  # noqa: F401  # isort: skip
-from fwp_rl.ops._numba import threads  # isort: skip
+from fwp_rl.ops import _numba  # isort: skip
 from fwp_rl.ops._rnn_numba import FAST  # isort: skip
 from fwp_rl.ops._simd import load, multiply_add, size_of, store, total, zeros  # isort: skip
 
+CALLED = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+"""For loops over a matrix: inlined into the kernels they would make these no faster, but a third slower to compile."""
 CHUNK = 16
 """Steps from one stored matrix to the next: the backward pass rebuilds those between, one chunk at a time."""
 NARROW, WIDE = 8, 32
@@ -33,7 +35,7 @@ def _address(typing, array):
     return types.int64(array), generate
 
 
-@njit(forceinline=True)
+@njit(**CALLED)
 def read(matrix, x, out):
     """out = matrix^T x."""
     rows, columns = matrix.shape
@@ -80,14 +82,14 @@ def dot(x, y):
     return result
 
 
-@njit(forceinline=True)
+@njit(**CALLED)
 def read_transposed(matrix, y, out):
     """out = matrix y."""
     for i in range(matrix.shape[0]):
         out[i] = dot(matrix[i], y)
 
 
-@njit(forceinline=True)
+@njit(**CALLED)
 def write(matrix, x, y):
     """matrix += x y^T."""
     rows, columns = matrix.shape
@@ -111,7 +113,7 @@ def copy(source, target):
         target[j] = source[j]
 
 
-@njit(forceinline=True)
+@njit(**CALLED)
 def copy_matrix(source, target):
     """target = source; matrices."""
     for i in range(source.shape[0]):
@@ -125,7 +127,7 @@ def clear(x):
         x[j] = 0
 
 
-@njit(forceinline=True)
+@njit(**CALLED)
 def clear_matrix(x):
     """x = 0; a matrix."""
     for i in range(x.shape[0]):
@@ -160,12 +162,16 @@ def num_chunks(num_steps: int) -> int:
 
 
 def launch(
-    kernel: Callable, work: int, batch_size: int, n_heads: int, tensors: tuple[Tensor, ...], *options: object
+    kernel: Callable[[bool], Callable],
+    work: int,
+    batch_size: int,
+    n_heads: int,
+    tensors: tuple[Tensor, ...],
+    *options: object,
 ) -> None:
-    """Run one program for each head of each row, on as many threads as torch uses now; `work`: of one program."""
+    """Run one program for each head of each row; `work`: multiply-adds of one program."""
     arrays = tuple(tensor.detach().numpy() for tensor in tensors)
-    with threads(work * batch_size * n_heads):
-        kernel(batch_size, n_heads, arrays, *options)
+    _numba.launch(kernel, work * batch_size * n_heads, batch_size, n_heads, arrays, *options)
 
 
 def gradient(incoming: Tensor | None, like: Tensor) -> Tensor:

@@ -4,6 +4,9 @@
 three are the blocks y, k, q, b of the outputs, in this order.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch  # before numba: the first to load OpenMP decides which copy both use
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -136,16 +139,26 @@ def _backward_program(b, h, x, base, starts, reads, errors, checkpoints, d_outpu
             d_base[i, j] += d_matrix[i, j]
 
 
-@njit(parallel=True, cache=True)
-def _forward(batch_size, n_heads, arrays, save):
-    for program in prange(batch_size * n_heads):
-        _forward_program(program // n_heads, program % n_heads, *arrays, save)
+@functools.cache
+def _forward(PARALLEL: bool) -> Callable:
+    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    def forward(batch_size, n_heads, arrays, save):
+        for program in prange(batch_size * n_heads):
+            _forward_program(program // n_heads, program % n_heads, *arrays, save)
+        return PARALLEL  # the cache tells kernels apart by what they close over
+
+    return forward
 
 
-@njit(parallel=True, cache=True)
-def _backward(batch_size, n_heads, arrays):
-    for program in prange(batch_size * n_heads):
-        _backward_program(program // n_heads, program % n_heads, *arrays)
+@functools.cache
+def _backward(PARALLEL: bool) -> Callable:
+    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    def backward(batch_size, n_heads, arrays):
+        for program in prange(batch_size * n_heads):
+            _backward_program(program // n_heads, program % n_heads, *arrays)
+        return PARALLEL  # the cache tells kernels apart by what they close over
+
+    return backward
 
 
 def _run(x: Tensor, base: Tensor, difference: Tensor, episode_starts: Tensor, save: bool) -> tuple[Tensor, ...]:

@@ -4,6 +4,9 @@ One program takes one row of the batch through all steps. F is a matrix whose ro
 `share` is 1 / V.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch  # before numba: the first to load OpenMP decides which copy both use
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -175,16 +178,26 @@ def _backward_program(
                 write(d_matrix, key, d_value)
 
 
-@njit(parallel=True, cache=True)
-def _forward(batch_size, n_heads, arrays, epsilon, share, save):
-    for program in prange(batch_size * n_heads):
-        _forward_program(program, *arrays, epsilon, share, save)
+@functools.cache
+def _forward(PARALLEL: bool) -> Callable:
+    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    def forward(batch_size, n_heads, arrays, epsilon, share, save):
+        for program in prange(batch_size * n_heads):
+            _forward_program(np.int64(program), *arrays, epsilon, share, save)
+        return PARALLEL  # the cache tells kernels apart by what they close over
+
+    return forward
 
 
-@njit(parallel=True, cache=True)
-def _backward(batch_size, n_heads, arrays, share):
-    for program in prange(batch_size * n_heads):
-        _backward_program(program, *arrays, share)
+@functools.cache
+def _backward(PARALLEL: bool) -> Callable:
+    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    def backward(batch_size, n_heads, arrays, share):
+        for program in prange(batch_size * n_heads):
+            _backward_program(np.int64(program), *arrays, share)
+        return PARALLEL  # the cache tells kernels apart by what they close over
+
+    return backward
 
 
 def _run(*tensors: Tensor, save: bool) -> tuple[Tensor, ...]:

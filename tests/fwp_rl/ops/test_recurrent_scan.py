@@ -118,7 +118,9 @@ def test_numba_equals_reference_with_starts(kind: str, times: tuple[int, ...]) -
     assert_backends_agree(kind, leaves, starts)
 
 
-@kinds
+@pytest.mark.parametrize(
+    "kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])]
+)  # each takes 15 s to compile
 def test_threads_change_nothing(kind: str, two_threads: None) -> None:
     # Catches: two threads that share scratch, or a program that none of them takes.
     assert_backends_agree(kind, *arguments(kind, 9, 5, 2, 3, 7))

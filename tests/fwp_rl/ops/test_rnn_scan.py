@@ -23,7 +23,7 @@ backends = pytest.mark.parametrize("backend", ["reference", "numba"])
 @pytest.fixture
 def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Two threads, also for the small sizes of a test."""
-    kernels = pytest.importorskip("fwp_rl.ops._rnn_numba")
+    kernels = pytest.importorskip("fwp_rl.ops._numba")
     monkeypatch.setattr(kernels, "SERIAL_BELOW", 0)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
