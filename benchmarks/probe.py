@@ -12,7 +12,10 @@ has never been without memory may do worse than guess, and not the same after on
 """
 
 import argparse
+import dataclasses
 import json
+import pathlib
+import tempfile
 from dataclasses import dataclass
 
 from agents.probe import Probe, draw, probe_json, probe_run, report
@@ -122,21 +125,36 @@ def as_markdown(answers: list[tuple[Case, Probe]], machine: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def answer(case: Case, root: pathlib.Path, episodes: int) -> Probe:
+    """The agent, trained if it is not there yet, with its memory operated upon."""
+    directory = directory_of(case.name, case.memory, case.seed, root)
+    train(case.question, case.memory, case.seed, directory)
+    result = probe_run(directory, steps=case.steps, episodes=episodes)
+    print(f"{case.name} {case.memory} {case.seed}: {verdict(case, result)}", flush=True)
+    return result
+
+
+def smoke() -> None:
+    """The whole path with an agent that has learned nothing."""
+    flags = ("--env-options", "n_corridors=2", "length=6", "--total-timesteps", "512", "--ppo.n-steps", "16")
+    question = dataclasses.replace(TWO_CORRIDORS, flags=flags, eval_every=0, stop_at=None)
+    case = Case("two-corridors", question, "delta", 0, needed=(1,), free=(0,), steps=(0, 1))
+    with tempfile.TemporaryDirectory() as root:
+        print(as_markdown([(case, answer(case, pathlib.Path(root), 4))], describe_machine()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true")
-    smoke = parser.parse_args().smoke
-    machine, answers = describe_machine(), []
-    for case in CASES[-1:] if smoke else CASES:
-        directory = directory_of(case.name, case.memory, case.seed, ROOT / "runs" / "benchmarks")
-        train(case.question, case.memory, case.seed, directory)
-        result = probe_run(directory, steps=case.steps, episodes=8 if smoke else EPISODES)
-        answers.append((case, result))
-        print(f"{case.name} {case.memory} {case.seed}: {verdict(case, result)}", flush=True)
-        if case.seed == 0 and not smoke:
-            draw(result, RESULTS / f"probe_{case.name}_{case.memory}.png")
-    if smoke:
+    if parser.parse_args().smoke:
+        smoke()
         return
+    machine, answers = describe_machine(), []
+    for case in CASES:
+        result = answer(case, ROOT / "runs" / "benchmarks", EPISODES)
+        answers.append((case, result))
+        if case.seed == 0:
+            draw(result, RESULTS / f"probe_{case.name}_{case.memory}.png")
     rows = [
         {"name": case.name, "seed": case.seed, "verdict": verdict(case, result), **probe_json(result)}
         for case, result in answers
