@@ -169,7 +169,8 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=3, help="rollouts and updates per repeat")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    # Beside other processes, as in a test, a second thread is mostly waited for.
+    torch.set_num_threads(1 if arguments.smoke else arguments.threads)
     repeats, iterations = (1, 1) if arguments.smoke else (arguments.repeats, arguments.iterations)
     environments = {name: ENVIRONMENTS[name] for name in (["null"] if arguments.smoke else ENVIRONMENTS)}
     memories = MAIN if arguments.smoke else (*MAIN, *OTHERS)
