@@ -31,8 +31,9 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.retrieval
 	$(BIN)/python -m benchmarks.probe
 
+# Without compiling: Python does that for what is imported, which is a small part of what is installed.
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a few minutes the first time) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[app,box2d,popgym,dev]"
+	@$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt -e ".[app,box2d,popgym,dev]"
 	@touch $(READY)

@@ -462,7 +462,7 @@ def smoke() -> None:
     question = Question(
         text="smoke",
         env_id="fwp/MiniGrid-TMaze-v0",
-        memories=("delta", "none"),
+        memories=("delta",),
         n_seeds=1,
         measure="success_rate",
         bar=0.0,
