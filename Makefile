@@ -31,7 +31,9 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.retrieval
 	$(BIN)/python -m benchmarks.probe
 
-# Without compiling: Python does that for what is imported, which is a small part of what is installed.
+# Without compiling: Python does that for what is imported, which is a small part of what is installed; and it keeps what
+# it compiled, also where the environment says not to.
+unexport PYTHONDONTWRITEBYTECODE
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a few minutes the first time) ..."
