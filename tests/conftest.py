@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+LONG = {"test_benchmarks.py", "test_comparison.py", "test_readme.py", "test_rnn_triton.py", "test_triton.py"}
+"""Files of tests that start processes of their own or interpret kernels."""
 PACKAGE = Path(__file__).resolve().parents[1] / "fwp_rl"
 
 
@@ -41,6 +43,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # First what takes long, so that at the end no process waits for another one.
+    items.sort(key=lambda item: item.path.name not in LONG)
     if torch.cuda.is_available():
         return
     for item in items:

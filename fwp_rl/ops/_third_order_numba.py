@@ -16,6 +16,7 @@ from numba import njit, prange  # isort: skip
 from fwp_rl.ops._numba import empty, number  # isort: skip
 from fwp_rl.ops._rnn_numba import FAST  # isort: skip
 from fwp_rl.ops._small_numba import (  # isort: skip
+    CALLED,
     CHUNK,
     clear_matrix,
     copy,
@@ -32,7 +33,7 @@ from fwp_rl.ops._small_numba import (  # isort: skip
 from fwp_rl.ops.recurrent_scan import NORM_EPSILON  # isort: skip
 
 
-@njit(forceinline=True)
+@njit(**CALLED)
 def _pairs(x, y, out):
     """out = x y^T, flat."""
     for i in range(x.size):
@@ -40,7 +41,7 @@ def _pairs(x, y, out):
             out[i * y.size + j] = x[i] * y[j]
 
 
-@njit(forceinline=True)
+@njit(**CALLED)
 def _pairs_gradients(x, y, d_out, d_x, d_y):
     for j in range(y.size):
         d_y[j] = 0
