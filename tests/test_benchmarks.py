@@ -15,7 +15,10 @@ HELPERS = ("__init__", "floor", "gpu_recurrent", "gpu_timing", "machine")
 SCRIPTS = sorted(file.stem for file in (ROOT / "benchmarks").glob("*.py") if file.stem not in HELPERS)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+# That of `packages` only trains from the command line, as other tests do.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "packages" else name for name in SCRIPTS]
+)
 def test_smoke(name: str) -> None:
     command = [sys.executable, "-m", f"benchmarks.{name}", "--smoke"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
