@@ -446,7 +446,7 @@ def _set_threads(threads: int | None) -> None:
     import numba
 
     torch.set_num_threads(threads)
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]  # set at import
 
 
 def _reaches(target: float | None, measured: float | None) -> bool:

@@ -10,10 +10,10 @@ triton = pytest.importorskip("triton")
 if triton.knobs.runtime.interpret:
     pytest.skip("this process interprets kernels instead of compiling them", allow_module_level=True)
 
-from benchmarks.fast_weight_kernels import RESULTS, TARGETS, counted  # noqa: E402
-from benchmarks.recurrent_kernels import Case, all_cases, compiled, describe  # noqa: E402
-from fwp_rl.ops._small_triton import numbers  # noqa: E402
-from tests.fwp_rl.ops.rnn_aot import barriers  # noqa: E402
+from benchmarks.fast_weight_kernels import RESULTS, TARGETS, counted  # noqa: E402 - after importorskip
+from benchmarks.recurrent_kernels import Case, all_cases, compiled, describe  # noqa: E402 - after importorskip
+from fwp_rl.ops._small_triton import numbers  # noqa: E402 - after importorskip
+from tests.fwp_rl.ops.rnn_aot import barriers  # noqa: E402 - after importorskip
 
 RECORDED = json.loads((RESULTS / "recurrent_kernels.json").read_text(encoding="utf-8"))
 LARGEST_SHARED = 64 * 1024

@@ -12,8 +12,8 @@ from torch import Tensor
 
 triton = pytest.importorskip("triton")
 
-from fwp_rl.ops import _rnn_reference, _rnn_triton, rnn_scan  # noqa: E402
-from tests.fwp_rl.ops.interpreter import load, run_tests  # noqa: E402
+from fwp_rl.ops import _rnn_reference, _rnn_triton, rnn_scan  # noqa: E402 - after importorskip
+from tests.fwp_rl.ops.interpreter import load, run_tests  # noqa: E402 - after importorskip
 
 INTERPRETED = _rnn_triton.INTERPRETED
 ON_GPU = torch.cuda.is_available() and not INTERPRETED

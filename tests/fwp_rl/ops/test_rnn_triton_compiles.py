@@ -8,8 +8,8 @@ triton = pytest.importorskip("triton")
 if triton.knobs.runtime.interpret:
     pytest.skip("this process interprets kernels instead of compiling them", allow_module_level=True)
 
-from fwp_rl.ops import _rnn_triton  # noqa: E402
-from tests.fwp_rl.ops.rnn_aot import TARGETS, Resources, barriers, compile_kernel  # noqa: E402
+from fwp_rl.ops import _rnn_triton  # noqa: E402 - after importorskip
+from tests.fwp_rl.ops.rnn_aot import TARGETS, Resources, barriers, compile_kernel  # noqa: E402 - after importorskip
 
 KERNELS = {"forward": _rnn_triton.forward_kernel, "backward": _rnn_triton.backward_kernel}
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
