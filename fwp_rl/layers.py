@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -169,19 +169,25 @@ class FastWeightBlock(nn.Module):
         return HeadInputs(*arguments, state, rule)
 
     def _step_weights(self) -> BlockWeights:
+        # `self.norm.weight` and so on, without the search of `nn.Module` for each name, which takes longer at every
+        # step of a rollout than the heads do.
+        modules: Any = self._modules
+        norm, project, readout, feed_forward_norm, up, down = (
+            modules[name]._parameters for name in ("norm", "project", "readout", "feed_forward_norm", "up", "down")
+        )
         return BlockWeights(
-            self.norm.weight,
-            self.norm.bias,
-            self.project.weight,
-            self.project.bias,
+            norm["weight"],
+            norm["bias"],
+            project["weight"],
+            project["bias"],
             self.skip,
-            self.readout.weight,
-            self.feed_forward_norm.weight,
-            self.feed_forward_norm.bias,
-            self.up.weight,
-            self.up.bias,
-            self.down.weight,
-            self.down.bias,
+            readout["weight"],
+            feed_forward_norm["weight"],
+            feed_forward_norm["bias"],
+            up["weight"],
+            up["bias"],
+            down["weight"],
+            down["bias"],
         )
 
 

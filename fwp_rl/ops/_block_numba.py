@@ -20,6 +20,7 @@ from fwp_rl.ops._simd import (  # isort: skip
     load,
     multiply,
     multiply_add,
+    rectified,
     size_of,
     splat,
     store,
@@ -41,53 +42,40 @@ WIDE = 16
 # Loops over tiles run in bytes.
 
 
-@njit(forceinline=True)
-def _sums_of_4_rows_and_2_columns(sums, x0, x1, x2, x3, w0, w1, num_bytes, tile):
-    """The products of four rows of x with two of w, side by side in `sums`."""
-    a0, a1, b0, b1, c0, c1, d0, d1 = tile, tile, tile, tile, tile, tile, tile, tile
-    step = size_of(tile)
-    for i in range(0, num_bytes, step):
-        left, right = load(tile, w0 + i), load(tile, w1 + i)
-        a, b, c, d = load(tile, x0 + i), load(tile, x1 + i), load(tile, x2 + i), load(tile, x3 + i)
-        a0, a1 = multiply_add(a, left, a0), multiply_add(a, right, a1)
-        b0, b1 = multiply_add(b, left, b0), multiply_add(b, right, b1)
-        c0, c1 = multiply_add(c, left, c0), multiply_add(c, right, c1)
-        d0, d1 = multiply_add(d, left, d0), multiply_add(d, right, d1)
-    store(sums, a0)
-    store(sums + step, a1)
-    store(sums + 2 * step, b0)
-    store(sums + 3 * step, b1)
-    store(sums + 4 * step, c0)
-    store(sums + 5 * step, c1)
-    store(sums + 6 * step, d0)
-    store(sums + 7 * step, d1)
-    store(sums, totals(tile, sums))
-
-
 @njit(nogil=True)
-def _linear(x, weight, bias, residual, y, rows, inputs, outputs, has_bias, has_residual, rectify, scratch, like):
-    """y = weight x [+ bias] [+ residual], [rectified]; y is none of the others."""
-    size, tile, zero = size_of(like), zeros(like, LANES), constant(like, 0)
-    row_bytes = inputs * size
-    for column in range(0, outputs, 2):
-        # The last column and the last rows may be done twice.
-        next_column = min(column + 1, outputs - 1)
-        for row in range(0, rows, 4):
-            r1, r2, r3 = min(row + 1, rows - 1), min(row + 2, rows - 1), min(row + 3, rows - 1)
-            _sums_of_4_rows_and_2_columns(
-                scratch, x + row * row_bytes, x + r1 * row_bytes, x + r2 * row_bytes, x + r3 * row_bytes,
-                weight + column * row_bytes, weight + next_column * row_bytes, row_bytes, tile,
-            )  # fmt: skip
-            for i in range(8):
-                r, c = min(row + i // 2, rows - 1), next_column if i % 2 else column
-                result = load(like, scratch + i * size)
-                if has_bias:
-                    result += load(like, bias + c * size)
-                if has_residual:
-                    result += load(like, residual + (r * outputs + c) * size)
-                if rectify:
-                    result = result if not result < zero else zero  # keeps NaN
-                store(y + (r * outputs + c) * size, result)
+def _linear(x, weight, bias, residual, y, rows, inputs, outputs, has_bias, has_residual, rectify, sums, like):
+    """y = weight x [+ bias] [+ residual], [rectified], at least LANES of it; y is none of the others."""
+    size, tile, one = size_of(like), zeros(like, LANES), constant(like, 1)
+    row_bytes, step = inputs * size, LANES * size
+    for first in range(0, outputs, LANES):
+        # The last tile of outputs may be done twice, in part.
+        column = min(first, outputs - LANES)
+        w0 = weight + column * row_bytes
+        w1, w2, w3, w4 = w0 + row_bytes, w0 + 2 * row_bytes, w0 + 3 * row_bytes, w0 + 4 * row_bytes
+        w5, w6, w7 = w4 + row_bytes, w4 + 2 * row_bytes, w4 + 3 * row_bytes
+        for row in range(rows):
+            s0, s1, s2, s3, s4, s5, s6, s7 = tile, tile, tile, tile, tile, tile, tile, tile
+            source, target = x + row * row_bytes, (row * outputs + column) * size
+            for i in range(0, row_bytes, step):
+                x_i = load(tile, source + i)
+                s0, s1 = multiply_add(x_i, load(tile, w0 + i), s0), multiply_add(x_i, load(tile, w1 + i), s1)
+                s2, s3 = multiply_add(x_i, load(tile, w2 + i), s2), multiply_add(x_i, load(tile, w3 + i), s3)
+                s4, s5 = multiply_add(x_i, load(tile, w4 + i), s4), multiply_add(x_i, load(tile, w5 + i), s5)
+                s6, s7 = multiply_add(x_i, load(tile, w6 + i), s6), multiply_add(x_i, load(tile, w7 + i), s7)
+            store(sums, s0)
+            store(sums + step, s1)
+            store(sums + 2 * step, s2)
+            store(sums + 3 * step, s3)
+            store(sums + 4 * step, s4)
+            store(sums + 5 * step, s5)
+            store(sums + 6 * step, s6)
+            store(sums + 7 * step, s7)
+            result = totals(tile, sums)
+            if has_bias:
+                result = multiply_add(one, load(tile, bias + column * size), result)
+            if has_residual:
+                result = multiply_add(one, load(tile, residual + target), result)
+            store(y + target, rectified(result) if rectify else result)
 
 
 @njit(nogil=True)

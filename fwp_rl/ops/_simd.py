@@ -110,6 +110,17 @@ def multiply(typing, x, y):
 
 
 @intrinsic
+def rectified(typing, tile):
+    """The numbers of a tile that are not below 0, and 0 for the others; NaN stays."""
+
+    def generate(context, builder, signature, args):
+        zero = ir.Constant(args[0].type, None)
+        return builder.select(builder.fcmp_ordered("<", args[0], zero), zero, args[0])
+
+    return tile(tile), generate
+
+
+@intrinsic
 def total(typing, tile):
     """The sum of the numbers of a tile."""
 
