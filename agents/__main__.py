@@ -134,6 +134,9 @@ class Compare:
     """Unseen episodes that each agent plays at the end."""
     equal_time: float | None = None
     """End each run after so many seconds of training. Give more --total-timesteps than can be taken in that time."""
+    test: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Let agents also play their task with another option than they were trained with, such as length=28; tasks that
+    do not have it are left out."""
     learning_rates: tuple[float, ...] = ()
     """Also give each memory on each task the best of these, chosen on other seeds (1000, 1001, 1002)."""
     jobs: int = CORES
@@ -225,6 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 n_processes=command.jobs,
                 root=command.root,
                 equal_time=command.equal_time,
+                tests=[option_value(text) for text in command.test],
                 learning_rates=command.learning_rates,
                 cluster=command.cluster,
                 address=command.address,

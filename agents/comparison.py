@@ -19,9 +19,10 @@ import numpy as np
 import envs
 from agents.comparison_plot import draw, task_of
 from agents.comparison_text import ENOUGH_SEEDS, report
-from agents.config import TrainConfig
+from agents.config import OptionValue, TrainConfig
+from agents.episodes import make_env
 from agents.errors import RunFileError, UsageError
-from agents.evaluation import Episode, evaluate_run, summarize
+from agents.evaluation import Episode, evaluate_policy_on, evaluate_run, load_run, summarize
 from agents.presentation import present
 from agents.progress import Progress
 from agents.provenance import mixture
@@ -34,6 +35,7 @@ from fwp_rl.memory import MemoryConfig
 from fwp_rl.registry import memory_config, memory_configs
 
 Equal = Literal["parameters", "state", "nothing"]
+_Option = tuple[str, OptionValue]
 Trainer = Callable[..., dict[str, int]]
 """Takes jobs, `show` and `again`, and returns exit codes, as `train_side_by_side` does."""
 
@@ -80,6 +82,7 @@ def compare(
     n_processes: int,
     root: Path,
     equal_time: float | None = None,
+    tests: Sequence[_Option] = (),
     learning_rates: Sequence[float] = (),
     cluster: Literal["ray"] | None = None,
     address: str | None = None,
@@ -89,6 +92,8 @@ def compare(
 
     A run that is damaged or cannot be trained is left out; RunFileError names all of them in the end. With
     `prepare_only`, make the directories of the runs for another scheduler, and do no more.
+
+    :param tests: Options of the environment, by name and value; trained agents also play their task with each of them.
     """
     for name, value in (("seeds", n_seeds), ("episodes", episodes), ("jobs", n_processes)):
         if value < 1:
@@ -112,6 +117,7 @@ def compare(
         print(
             f"warning: seeds={n_seeds} is too few to call anything better; {ENOUGH_SEEDS} or more are", file=sys.stderr
         )
+    tested = _tested(expand(env_ids), tests)
     trainer = _trainer(cluster, address, n_processes)
     problems: dict[str, str] = {}
     waiting = _prepared(jobs + sweep, root, problems)
@@ -136,6 +142,8 @@ def compare(
     if not result["rows"]:
         raise RunFileError("\n".join(["no run can be compared", *_left_out(problems)]))
     compared = [job for job in jobs if job.name not in problems]
+    if tested:
+        result["tests"] = [row for job in compared for row in _test_rows(job, tested[task_of(job)], episodes)]
     result["mixed"] = mixture([read_run(job.directory) for job in compared])
     write_json(root / "comparison.json", result)
     text = report(result)
@@ -279,6 +287,48 @@ def _row(job: Job, episodes: int) -> dict[str, Any]:
         "score": score,
         "scale": scale,
     }
+
+
+def _tested(tasks: Sequence[str], tests: Sequence[_Option]) -> dict[str, list[_Option]]:
+    """The options that each task is to be played with. Tasks that do not take one are told; UsageError if none does."""
+    taken: dict[str, list[_Option]] = {task: [] for task in tasks if tests}
+    for name, value in tests:
+        refusals = {}
+        for task in tasks:
+            config = _with_option(task_config(task), name, value)
+            try:
+                make_env(config.env_id, config.env_options, config.wrappers).close()
+            except UsageError as error:
+                refusals[task] = error
+            else:
+                taken[task].append((name, value))
+        if len(refusals) == len(tasks):
+            raise refusals[tasks[0]]
+        for task, refusal in refusals.items():
+            print(f"{task} is not played with {name}={value}: {refusal}", file=sys.stderr)
+    return taken
+
+
+def _with_option(config: TrainConfig, name: str, value: OptionValue) -> TrainConfig:
+    return dataclasses.replace(config, env_options={**config.env_options, name: value})
+
+
+def _test_rows(job: Job, tests: Sequence[_Option], episodes: int) -> list[dict[str, Any]]:
+    """How an agent does with options that it was not trained with."""
+    _, policy = load_run(job.directory)
+    rows = []
+    for name, value in tests:
+        config = _with_option(job.config, name, value)
+        played = evaluate_policy_on(policy, config, episodes=episodes)
+        score, _ = _score(config, played)
+        rows.append(
+            {
+                **{"env_id": task_of(job), "memory": job.directory.parent.name, "seed": job.config.seed},
+                **{"option": name, "value": value},
+                **{"success_rate": summarize(played).success_rate, "score": score},
+            }
+        )
+    return rows
 
 
 def _score(config: TrainConfig, played: list[Episode]) -> tuple[float, str | None]:

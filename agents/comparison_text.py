@@ -1,6 +1,6 @@
 """What a comparison found, as tables in Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ def report(result: dict[str, Any]) -> str:
         "bootstrap interval; steps and time until training ended, and until the last episodes of training scored 0.9.\n"
     )
     lines += _tables(rows)
+    lines += _test_tables(result.get("tests", []))
     if result.get("best_rows"):
         lines += ["# Each with its best learning rate\n", _choices(result["trials"], result["best_rows"])]
         lines += _tables(result["best_rows"])
@@ -83,6 +84,27 @@ def _task_line(of: Rows, name: str) -> dict[str, str]:
         "steps to 0.9": ", ".join(_thousands(row["steps_to_threshold"]) for row in of) if may_learn else "",
         "time to 0.9": ", ".join(_seconds(row["seconds_to_threshold"]) for row in of) if may_learn else "",
     }
+
+
+def _test_tables(tests: Rows) -> list[str]:
+    """Success (or score) with options that the agents were not trained with: one table for each task and option."""
+    lines = []
+    for env_id, option in dict.fromkeys((row["env_id"], row["option"]) for row in tests):
+        of = [row for row in tests if (row["env_id"], row["option"]) == (env_id, option)]
+        table = []
+        for name in dict.fromkeys(row["memory"] for row in of):
+            line = {"memory": name}
+            for value in dict.fromkeys(row["value"] for row in of):
+                seeds = [outcome(row) for row in of if (row["memory"], row["value"]) == (name, value)]
+                line[f"{option} {value}"] = str(_mean(seeds))
+            table.append(line)
+        lines += [f"## {env_id}, played with another {option}\n", markdown(table), ""]
+    return lines
+
+
+def outcome(row: Mapping[str, Any]) -> float:
+    """The success rate of a row, or the score of a task that knows no success."""
+    return float(row["score"] if row["success_rate"] is None else row["success_rate"])
 
 
 def _choices(trials: Rows, best_rows: Rows) -> str:

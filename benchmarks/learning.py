@@ -13,7 +13,6 @@ every agent plays the same 200 unseen episodes, and benchmarks/results/learning_
 
 import argparse
 import concurrent.futures
-import dataclasses
 import json
 import os
 import pathlib
@@ -22,275 +21,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from agents.evaluation import evaluate_run, summarize
 from agents.runs import RunPaths, read_metrics, read_run
 from benchmarks.machine import describe_machine
+from benchmarks.questions import MEMORY_ARGUMENTS, QUESTIONS, Question
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 EPISODES = 200
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """One task, the memories to compare on it, and what is asked of them."""
-
-    text: str
-    env_id: str
-    memories: tuple[str, ...]
-    n_seeds: int
-    measure: str
-    """"success_rate" or "return_mean"."""
-    bar: float
-    """Agents with a memory must reach this."""
-    control: tuple[float, float]
-    """The agent without memory must stay in this interval."""
-    flags: tuple[str, ...] = ()
-    flags_of: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """More of them for these memories, which do not get there with those of all; the table says so."""
-    stop_at: float | None = None
-    """End a run (of an agent with memory) at this success rate."""
-    eval_every: int = 50_000
-    predicted_to_fail: tuple[str, ...] = ()
-    """Memories of which `docs/memories.md` says that they cannot learn this."""
-    published: dict[str, str] = field(default_factory=dict)
-    """What others report for these memories, as `measure`."""
-    published_by: str = ""
-    control_steps: int | None = None
-    """Steps for the agent without memory, which never ends early, and for those that are predicted to fail. None:
-    those of the preset."""
-
-
-_SEQUENTIAL = ("rnn", "gru", "lstm", "recurrent_delta", "delta_rnn", "delta_lstm", "srwm", "fast_weight_memory")
-"""Memories whose next state is a function of the last one that no scan can parallelise."""
-_PARALLEL = (
-    *("additive", "hebb", "linear_attention", "delta", "gated_delta", "delta_product", "oja", "continuous_delta"),
-    *("delta_mlp", "schlag2021", "irie2021"),
-)
-
-_TO_TWO = "delta_to_2"
-_MEMORY_ARGUMENTS = {
-    _TO_TWO: ("memory:delta", "--memory.negative-eigenvalues"),
-    # as large as in POPGym (Morad et al. 2023): 256 units, or a fast weight matrix of 16 x 16
-    "delta_16x16": (
-        *("memory:delta", "--memory.n-heads", "1", "--memory.key-size", "16"),
-        *("--memory.value-size", "16"),
-    ),
-    "lstm_256": ("memory:lstm", "--memory.hidden-size", "256"),
-    "gru_256": ("memory:gru", "--memory.hidden-size", "256"),
-}
-"""Memories that are not just one of the registered names."""
-
-_ENDLESS_T_MAZE = Question(
-    text="Endless T-Maze by its published rules, 3 corridors of 10, 300k steps",
-    env_id="fwp/EndlessTMaze-v0",
-    memories=("delta", "gated_delta", "additive", "lstm", "gru", "none"),
-    n_seeds=5,
-    measure="success_rate",
-    bar=0.95,
-    control=(0.0, 0.2),
-    stop_at=1.0,
-    eval_every=20_000,
-    published={"lstm": "1.00", "gru": "0.53"},
-    published_by="Shchendrigin et al. 2026 (arXiv 2601.15086): PPO, fixed lengths, read off figures, budget unknown",
-)
-
-
-def _popgym(
-    task: str, *, bar: float, control: tuple[float, float], published: dict[str, str], published_by: str = ""
-) -> Question:
-    return Question(
-        text=f"POPGym {task}, 1M steps, published sizes",
-        env_id=f"popgym-{task}-v0",
-        memories=("delta_16x16", "lstm_256", "gru_256", "none"),
-        n_seeds=3,
-        measure="return_mean",
-        bar=bar,
-        control=control,
-        flags=("--total-timesteps", "1000000"),
-        published=published,
-        published_by=published_by,
-    )
-
-
-def _zoo(env_id: str, flags: str, *, bar: float, control: tuple[float, float], published: str) -> Question:
-    """The settings are those of `hyperparams/ppo_lstm.yml` of RL Zoo, as far as MemoryPPO has them: it shares one
-    memory between actor and critic, and its clip range does not fall.
-    """
-    return Question(
-        text=f"{env_id} with the settings of RL Zoo's PPO-LSTM",
-        env_id=env_id,
-        memories=("lstm_256", "delta"),
-        n_seeds=3,
-        measure="return_mean",
-        bar=bar,
-        control=control,
-        flags=(*flags.split(), "--stop-at-return", "None", "--net-arch", "64", "64"),
-        eval_every=0,
-        published={"lstm_256": published},
-        published_by="RL Zoo with sb3-contrib's RecurrentPPO, mean and standard deviation over episodes",
-    )
-
-
-QUESTIONS = {
-    "t-maze": Question(
-        text="T-maze on MiniGrid, corridor of 7, 300k steps",
-        env_id="fwp/MiniGrid-TMaze-v0",
-        memories=("delta", "gated_delta", "lstm", "gru", "none"),
-        n_seeds=5,
-        measure="success_rate",
-        bar=0.98,
-        control=(0.40, 0.60),
-        stop_at=1.0,
-        eval_every=20_000,
-    ),
-    "cartpole": Question(
-        text="CartPole without velocities, 50k steps",
-        env_id="CartPoleNoVel-v1",
-        memories=("delta", "gated_delta", "lstm", "gru", "none"),
-        n_seeds=5,
-        measure="return_mean",
-        bar=450.0,
-        control=(0.0, 250.0),
-        eval_every=2_500,
-    ),
-    "t-maze-20": Question(
-        text="T-maze, corridor of 20, every memory, 500k steps",
-        env_id="fwp/TMaze-v0",
-        memories=(*_SEQUENTIAL, *_PARALLEL, "none"),
-        n_seeds=1,
-        measure="success_rate",
-        bar=0.9,
-        control=(0.35, 0.65),
-        flags=("--env-options", "length=20"),
-        stop_at=1.0,
-        eval_every=20_000,
-    ),
-    "repeat-previous": Question(
-        text="What was shown 4 steps ago, every memory, 1M steps (500k where failure is predicted)",
-        env_id="fwp/RepeatPrevious-v0",
-        flags_of={
-            "delta_lstm": ("--total-timesteps", "1500000", "--ppo.learning-rate-schedule", "linear"),
-            "srwm": ("--ppo.learning-rate", "3e-3", "--ppo.learning-rate-schedule", "linear"),
-        },
-        memories=(*_SEQUENTIAL, *_PARALLEL, "none"),
-        n_seeds=1,
-        measure="return_mean",
-        bar=0.9,
-        control=(0.2, 0.3),
-        eval_every=50_000,
-        predicted_to_fail=_PARALLEL,
-        control_steps=500_000,
-    ),
-    "key-value": Question(
-        text="Key-value recall with overwriting: 4 keys, 12 writes, 500k steps",
-        env_id="fwp/KeyValueRecall-v0",
-        memories=("delta", "gated_delta", "additive", "lstm", "gru", "none"),
-        n_seeds=5,
-        measure="return_mean",
-        bar=0.9,
-        control=(0.1, 0.15),
-        flags=("--total-timesteps", "500000"),
-        eval_every=20_000,
-    ),
-    "endless-t-maze-3": _ENDLESS_T_MAZE,
-    "endless-t-maze-10": dataclasses.replace(
-        _ENDLESS_T_MAZE,
-        text="Endless T-Maze by its published rules, 10 corridors of 10, 300k steps",
-        flags=("--preset", "endless-t-maze-10"),
-        control=(0.0, 0.05),
-        published={"lstm": "0.83", "gru": "0.31"},
-    ),
-    "parity": Question(
-        text="Parity of 16 bits, 1M steps",
-        env_id="fwp/GroupTracking-v0",
-        memories=(_TO_TWO, "delta", "gated_delta", "additive", "lstm", "gru", "none"),
-        n_seeds=3,
-        measure="return_mean",
-        bar=0.9,
-        control=(0.45, 0.55),
-        flags=("--preset", "parity"),
-        eval_every=50_000,
-        predicted_to_fail=("delta", "gated_delta", "additive"),
-    ),
-    "five-cups": Question(
-        text="Shell game of five cups, 16 moves, 1M steps",
-        env_id="fwp/GroupTracking-v0",
-        memories=(_TO_TWO, "delta", "gated_delta", "additive", "lstm", "gru", "none"),
-        n_seeds=3,
-        measure="return_mean",
-        bar=0.85,
-        control=(0.15, 0.25),
-        eval_every=50_000,
-        predicted_to_fail=("delta", "gated_delta", "additive"),
-    ),
-    "memory-s9": Question(
-        text="MiniGrid-MemoryS9-v0 with a view of 3",
-        env_id="MiniGrid-MemoryS9-v0",
-        memories=("delta", "lstm", "none"),
-        n_seeds=3,
-        measure="success_rate",
-        bar=0.95,
-        control=(0.0, 0.70),
-        stop_at=0.98,
-        control_steps=1_200_000,
-    ),
-    "memory-s11": Question(
-        text="MiniGrid-MemoryS11-v0",
-        env_id="MiniGrid-MemoryS11-v0",
-        memories=("delta", "lstm", "none"),
-        n_seeds=3,
-        measure="success_rate",
-        bar=0.95,
-        control=(0.0, 0.70),
-        stop_at=0.98,
-        control_steps=1_200_000,
-    ),
-    "popgym-repeat-previous": _popgym(
-        "RepeatPreviousEasy",
-        bar=0.9,
-        control=(-0.55, -0.35),
-        published={"gru_256": "0.999"},
-        published_by="Le et al. 2025, after 15M steps; the best of them all",
-    ),
-    "popgym-autoencode": _popgym(
-        "AutoencodeEasy",
-        bar=0.4,
-        control=(-0.55, -0.40),
-        published={},
-    ),
-    "popgym-cartpole": _popgym("PositionOnlyCartPoleEasy", bar=0.95, control=(0.0, 0.4), published={}),
-    "zoo-cartpole": _zoo(
-        "CartPoleNoVel-v1",
-        "--n-envs 8 --total-timesteps 100000 --ppo.n-steps 32 --ppo.sequence-length 32 --ppo.batch-size 256 "
-        "--ppo.n-epochs 20 --ppo.gamma 0.98 --ppo.gae-lambda 0.8 --ppo.learning-rate 1e-3 "
-        "--ppo.learning-rate-schedule linear --ppo.vf-coef 0.5 --ppo.no-normalize-reward",
-        bar=475.0,
-        control=(0.0, 250.0),
-        published="500 +- 0",
-    ),
-    "zoo-pendulum": _zoo(
-        "PendulumNoVel-v1",
-        "--n-envs 4 --total-timesteps 100000 --ppo.n-steps 1024 --ppo.sequence-length 128 --ppo.batch-size 128 "
-        "--ppo.n-epochs 10 --ppo.gamma 0.9 --ppo.gae-lambda 0.95 --ppo.learning-rate 1e-3 --ppo.use-sde",
-        bar=-358.0,  # one standard deviation below
-        control=(-2000.0, -900.0),
-        published="-217.9 +- 140.1",
-    ),
-    "zoo-mountain-car": _zoo(
-        "MountainCarContinuousNoVel-v0",
-        "--n-envs 1 --total-timesteps 300000 --ppo.n-steps 8 --ppo.sequence-length 8 --ppo.batch-size 8 "
-        "--ppo.n-epochs 10 --ppo.gamma 0.9999 --ppo.gae-lambda 0.9 --ppo.learning-rate 7.77e-5 --ppo.ent-coef 0.00429 "
-        "--ppo.clip-range 0.1 --ppo.max-grad-norm 5 --ppo.vf-coef 0.19 --ppo.use-sde --ppo.log-std-init -3.29 "
-        "--normalize-observations --ppo.normalize-reward",
-        bar=89.7,  # one standard deviation below
-        control=(-100.0, 50.0),
-        published="91.5 +- 1.8",
-    ),
-}
 
 
 def directory_of(name: str, memory: str, seed: int, root: pathlib.Path) -> pathlib.Path:
@@ -307,7 +47,7 @@ def command(question: Question, memory: str, seed: int, directory: pathlib.Path)
         *(("--stop-at-success", str(question.stop_at)) if stop else ()),
         *(("--total-timesteps", str(question.control_steps)) if fails and question.control_steps else ()),
         *("--threads", "1", "--run-dir", str(directory), "--overwrite", "--quiet"),
-        *_MEMORY_ARGUMENTS.get(memory, (f"memory:{memory}",)),
+        *MEMORY_ARGUMENTS.get(memory, (f"memory:{memory}",)),
     ]
 
 

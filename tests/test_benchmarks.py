@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.learning import QUESTIONS, as_markdown
+from benchmarks.learning import as_markdown
+from benchmarks.questions import QUESTIONS
 
 ROOT = Path(__file__).parent.parent
-HELPERS = ("__init__", "floor", "gpu_recurrent", "gpu_timing", "machine")
+HELPERS = ("__init__", "floor", "gpu_recurrent", "gpu_timing", "machine", "questions")
 SCRIPTS = sorted(file.stem for file in (ROOT / "benchmarks").glob("*.py") if file.stem not in HELPERS)
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from markupsafe import Markup
 
 import envs
-from agents.comparison_text import ENOUGH_SEEDS, Rows, common_scale
+from agents.comparison_text import ENOUGH_SEEDS, Rows, common_scale, outcome
 from agents.curves import Band, band, bands
 from agents.progress import format_seconds
 from agents.recording import Recording
@@ -70,7 +70,7 @@ def write_report(
         tasks=tasks,
         overall=_overall(result["rows"], colors),
         best=[_table(of) for of in _by_task(result.get("best_rows", []))],
-        lengths=_lengths(runs, colors),
+        lengths=_lengths(runs, colors) + _tests(result.get("tests", []), runs, colors),
         runs=runs,
         settings=_settings(runs),
         written=datetime.now(UTC).isoformat(" ", "minutes").removesuffix("+00:00"),
@@ -217,7 +217,8 @@ def _lengths(runs: Rows, colors: Mapping[str, str]) -> list[dict[str, Any]]:
         if len(env_of) > 1:
             values = sorted(env_of)
             seeds = {name: [_success_by_seed(runs, env_of[value], name) for value in values] for name in colors}
-            figures.append(_length_figure(option, values, seeds, colors))
+            note = f"Tasks that differ in {option} alone; each agent was trained on the task that it plays."
+            figures.append(_length_figure(option, values, seeds, colors, note))
     return figures
 
 
@@ -233,17 +234,42 @@ def _definition(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def _success_by_seed(runs: Rows, env_id: str, memory: str) -> dict[int, float]:
     of = [run for run in runs if (run["env_id"], run["memory"]) == (env_id, memory)]
-    return {run["seed"]: run["score"] if run["success_rate"] is None else run["success_rate"] for run in of}
+    return {run["seed"]: outcome(run) for run in of}
+
+
+def _tests(tests: Rows, runs: Rows, colors: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Success of agents with a number that they were not trained with."""
+    figures = []
+    for env_id, option in dict.fromkeys((row["env_id"], row["option"]) for row in tests):
+        of = [row for row in tests if (row["env_id"], row["option"]) == (env_id, option)]
+        values = sorted({row["value"] for row in of if isinstance(row["value"], int | float)})
+        if len(values) < 2:
+            continue
+        seeds = {
+            name: [
+                {row["seed"]: outcome(row) for row in of if (row["memory"], row["value"]) == (name, value)}
+                for value in values
+            ]
+            for name in colors
+        }
+        trained = next(_definition(run["run"]["config"])[1].get(option) for run in runs if run["env_id"] == env_id)
+        note = f"{env_id}; all agents were trained with {option} {_word(trained)}."
+        figures.append(_length_figure(option, values, seeds, colors, note))
+    return figures
 
 
 def _length_figure(
-    option: str, values: Sequence[float], seeds: Mapping[str, Sequence[Mapping[int, float]]], colors: Mapping[str, str]
+    option: str,
+    values: Sequence[float],
+    seeds: Mapping[str, Sequence[Mapping[int, float]]],
+    colors: Mapping[str, str],
+    note: str,
 ) -> dict[str, Any]:
     curves = {}
     for name, by_value in seeds.items():
         if common := sorted(set.intersection(*(set(of) for of in by_value))):
             curves[name] = band(np.array(values), np.array([[of[seed] for of in by_value] for seed in common]))
-    return {"option": option, "chart": band_chart(curves, colors)}
+    return {"option": option, "chart": band_chart(curves, colors), "note": note}
 
 
 def _axis(scores: Mapping[str, np.ndarray], scale: str | None) -> Axis:

@@ -45,7 +45,8 @@ def test_a_comparison_that_was_killed_comes_to_the_same_numbers(tmp_path: Path) 
     """Catches a run that is trained twice or left half done, an orphan that goes on writing, and anything that depends
     on what ran before."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    compare(["fwp/TMaze-v0"], ["delta"], root=whole, **SETTINGS)
+    settings = SETTINGS | {"tests": [("length", 3)]}
+    compare(["fwp/TMaze-v0"], ["delta"], root=whole, **settings)
     options = ["--env-id", "fwp/TMaze-v0", "--memory", "delta", "--seeds", "1", "--total-timesteps", "2048"]
     command = [sys.executable, "-m", "agents", "compare", *options, "--episodes", "4", "--jobs", "1"]
     first, deadline = killed / "fwp-TMaze-v0" / "delta" / "seed_0", time.monotonic() + 120
@@ -55,8 +56,10 @@ def test_a_comparison_that_was_killed_comes_to_the_same_numbers(tmp_path: Path) 
         process.send_signal(signal.SIGKILL)
     while read_run(first)["status"] == "running" and time.monotonic() < deadline:
         time.sleep(0.05)  # its child saves and leaves
-    compare(["fwp/TMaze-v0"], ["delta"], root=killed, **SETTINGS)
+    compare(["fwp/TMaze-v0"], ["delta"], root=killed, **settings)
     assert numbers_of(killed) == numbers_of(whole)
+    (test,) = numbers_of(whole)["tests"]
+    assert (test["env_id"], test["memory"], test["option"], test["value"]) == ("fwp/TMaze-v0", "delta", "length", 3)
     assert (whole / "comparison.png").stat().st_size > 10_000
     assert "Inside the memory" in (whole / "report.html").read_text(encoding="utf-8")
     assert list(whole.glob("_comparison/delta/events.*"))
@@ -190,6 +193,21 @@ def test_the_report_says_who_wins_and_how_sure_that_is() -> None:
     assert "| 0.000 (0.000 to 0.000) |" in text.split("## All tasks")[1]
 
 
+def test_the_report_tells_of_tests_with_other_options_apart() -> None:
+    """Catches values of an option, or memories, that are mixed up, and a score of 0.1 where success is known."""
+    rows = [row("A", name, seed, 0.5) for name in ("delta", "lstm") for seed in range(5)]
+    tests = [
+        {**row("A", name, seed, 0.1), "success_rate": success, "option": "length", "value": value}
+        for name, value, success in (("delta", 14, 0.9), ("delta", 28, 0.8), ("lstm", 14, 0.7), ("lstm", 28, None))
+        for seed in range(5)
+    ]
+    text = report({"equal": "state", "episodes": 7, "rows": rows, "tests": tests})
+    text = text.split("## A, played with another length")[1]
+    assert "| memory | length 14 | length 28 |" in text
+    assert "| delta | 0.900 (0.900 to 0.900) | 0.800 (0.800 to 0.800) |" in text
+    assert "| lstm | 0.700 (0.700 to 0.700) | 0.100 (0.100 to 0.100) |" in text
+
+
 def test_the_report_warns_of_few_seeds_and_of_scores_that_cannot_be_pooled() -> None:
     """Catches a mean over a return of 500 and a success rate of 1."""
     rows = [row("A", "delta", seed, 0.5) for seed in range(2)] + [row("B", "delta", s, 480.0, None) for s in range(2)]
@@ -204,6 +222,7 @@ def test_the_report_warns_of_few_seeds_and_of_scores_that_cannot_be_pooled() -> 
         (["fwp/TMaze-v0"], ["detla"], {}, "unknown memory 'detla': nearest are delta"),
         (["fwp/TMase-v0"], ["delta"], {}, "unknown environment 'fwp/TMase-v0'.*fwp/TMaze-v0"),
         (["fwp/TMaze-v0"], ["delta"], {"n_seeds": 0}, "seeds=0 must be at least 1"),
+        (["fwp/TMaze-v0"], ["delta"], {"tests": [("lenght", 9)]}, "'?lenght.*length"),
         (["fwp/TMaze-v0"], ["none", "delta"], {"equal": "state"}, "delta cannot have the state of none"),
     ],
 )

@@ -189,6 +189,15 @@ def test_tasks_that_differ_in_one_number_are_drawn_against_it(tmp_path: Path) ->
     assert "Success against" not in page_of(tmp_path, rows[1:-1], runs[1:-1])
 
 
+def test_tests_with_other_options_are_drawn_with_what_was_trained(tmp_path: Path) -> None:
+    """Catches a note that says that agents were trained on what they play, and a figure of a single point."""
+    runs = [make_run(tmp_path / "a", {5: 0.5}, config={"env_options": {"length": 7}})]
+    tests = [row(option="length", value=value) for value in (14, 28)]
+    page = page_of(tmp_path, [row()], runs, {"tests": tests})
+    assert "fwp/TMaze-v0; all agents were trained with length 7." in page
+    assert "Success against" not in page_of(tmp_path, [row()], runs, {"tests": tests[:1]})
+
+
 def test_bands_hold_their_mean_and_runs_that_end_early_stay_where_they_were(tmp_path: Path) -> None:
     """Catches seeds that are averaged at different steps."""
     early = make_run(tmp_path / "early", {0: 0.0, 10: 1.0})
