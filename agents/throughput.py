@@ -1,10 +1,14 @@
 """How many environment steps per second does a whole training run make: ours, and the peers', side by side.
 
 One process, rollout and update included. Everybody has 16 environments, 128 steps, 4 epochs, 4 minibatches, one memory
-shared by actor and critic, the same heads, and about the same number of parameters. The contenders take turns within
+shared by actor and critic, and the same heads. All with a memory have as many parameters as RecurrentPPO, as nearly as
+a width in steps of 16 can have; PPO has the network that it has by default. The contenders take turns within
 each repeat, so that a noisy machine is noisy for all; a ratio is the median of the ratios within each repeat.
 """
 
+import bisect
+import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +27,7 @@ from agents.errors import UsageError
 from agents.presets import preset_config
 from agents.table import table
 from agents.vec_env import make_vec_env, policy_name
-from fwp_rl.registry import memory_configs
+from fwp_rl.registry import memory_config, memory_configs
 from fwp_rl.sb3 import MemoryPPO
 
 N_ENVS, N_STEPS, N_EPOCHS, N_MINIBATCHES = 16, 128, 4, 4
@@ -35,8 +39,9 @@ SETTINGS: dict[str, Any] = {
     "seed": 0,
     "device": "cpu",
 }
+WIDTHS = range(32, 513, 16)
 LSTM = {"lstm_hidden_size": 128, "shared_lstm": True, "enable_critic_lstm": False, "net_arch": NET_ARCH}
-"""sb3-contrib's LSTM, as wide as our memories and shared by actor and critic."""
+"""sb3-contrib's LSTM, shared by actor and critic."""
 
 
 def bench(env_id: str, memories: Sequence[str], *, repeats: int, threads: int) -> str:
@@ -59,7 +64,9 @@ def bench(env_id: str, memories: Sequence[str], *, repeats: int, threads: int) -
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        rows = measure(make, {**peers(make), **ours(make, memories)}, repeats=repeats, iterations=1)
+        theirs = peers(make)
+        models = {**theirs, **ours(make, memories, parameters=count(theirs["RecurrentPPO"]))}
+        rows = measure(make, models, repeats=repeats, iterations=1)
     finally:
         torch.set_num_threads(before)
     return table(
@@ -87,14 +94,30 @@ def peers(make_env: Callable[[], VecEnv]) -> dict[str, BaseAlgorithm]:
     }
 
 
-def ours(make_env: Callable[[], VecEnv], memories: Sequence[str]) -> dict[str, BaseAlgorithm]:
-    """MemoryPPO with each of the memories."""
+def ours(make_env: Callable[[], VecEnv], memories: Sequence[str], *, parameters: int) -> dict[str, BaseAlgorithm]:
+    """MemoryPPO with each of the memories, in that of `WIDTHS` with which it is nearest to so many parameters."""
     models: dict[str, BaseAlgorithm] = {}
     for memory in memories:
         env = make_env()
-        kwargs = {"memory": memory, "net_arch": NET_ARCH}
-        models[f"MemoryPPO {memory}"] = MemoryPPO(policy_name(env), env, policy_kwargs=kwargs, **SETTINGS)
+        build = functools.partial(memory_ppo, memory, env)
+        above = bisect.bisect_left(WIDTHS, parameters, hi=len(WIDTHS) - 1, key=lambda width: count(build(width)))
+        nearest_to = [build(width) for width in WIDTHS[max(above - 1, 0) : above + 1]]
+        models[f"MemoryPPO {memory}"] = min(nearest_to, key=lambda model: abs(count(model) - parameters))
     return models
+
+
+def memory_ppo(memory: str, env: VecEnv, width: int) -> MemoryPPO:
+    """MemoryPPO whose encoder and memory have this width."""
+    config = memory_config(memory)
+    sizes = {field.name for field in dataclasses.fields(config)} & {"width", "hidden_size"}
+    config = dataclasses.replace(config, **dict.fromkeys(sizes, width))
+    kwargs = {"memory": config, "encoder_size": width, "net_arch": NET_ARCH}
+    return MemoryPPO(policy_name(env), env, policy_kwargs=kwargs, **SETTINGS)
+
+
+def count(model: BaseAlgorithm) -> int:
+    """Parameters of its policy."""
+    return sum(parameter.numel() for parameter in model.policy.parameters())
 
 
 def seconds_of_env(env: VecEnv, iterations: int) -> float:
@@ -132,7 +155,7 @@ def measure(
             "steps_per_second": round(steps / statistics.median(seconds)),
             "best": round(steps / min(seconds)),
             "worst": round(steps / max(seconds)),
-            "parameters": sum(p.numel() for p in models[name].policy.parameters()) if name in models else 0,
+            "parameters": count(models[name]) if name in models else 0,
             "seconds": [round(x, 4) for x in seconds],
         }
         for name, seconds in times.items()

@@ -30,7 +30,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import envs
-from agents.throughput import LSTM, N_ENVS, SETTINGS, faster, measure, ours, peers
+from agents.throughput import LSTM, N_ENVS, SETTINGS, count, faster, measure, ours, peers
 from benchmarks.machine import describe_machine
 
 MAIN = ("delta", "gated_delta", "lstm", "gru")
@@ -123,7 +123,11 @@ ENVIRONMENTS: dict[str, Callable[[], VecEnv]] = {
 
 def contenders(make_env: Callable[[], VecEnv], memories: tuple[str, ...]) -> dict[str, BaseAlgorithm]:
     patched = RecurrentPPO(PatchedPolicy, make_env(), policy_kwargs=LSTM, **SETTINGS)
-    return {**peers(make_env), "RecurrentPPO patched": patched, **ours(make_env, memories)}
+    return {
+        **peers(make_env),
+        "RecurrentPPO patched": patched,
+        **ours(make_env, memories, parameters=count(patched)),
+    }
 
 
 BARS = (  # environment, ours, theirs, at least

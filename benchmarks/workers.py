@@ -31,7 +31,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 import envs
-from agents.throughput import N_ENVS, N_STEPS, ours, seconds_of
+from agents.throughput import N_ENVS, N_STEPS, memory_ppo, seconds_of
 from benchmarks.machine import describe_machine
 from benchmarks.throughput import our_minigrid, stock_minigrid
 from fwp_rl.sb3 import WorkerVecEnv
@@ -125,7 +125,7 @@ def steps(make: Maker, n_envs: int, repeats: int) -> dict[str, list[float]]:
 def training(make: Maker, repeats: int) -> dict[str, list[float]]:
     """Seconds of a rollout and an update."""
     models = {
-        name: ours(functools.partial(CONTENDERS[name], make, N_ENVS), ["delta"])["MemoryPPO delta"]
+        name: memory_ppo("delta", CONTENDERS[name](make, N_ENVS), 128)
         for name in ("one process", "2 processes", "3 processes")
     }
     seconds: dict[str, list[float]] = {name: [] for name in models}

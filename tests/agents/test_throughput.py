@@ -7,7 +7,7 @@ from agents.command_line import run
 
 
 def test_the_table_has_everybody(capsys: pytest.CaptureFixture) -> None:
-    """Red if a contender is left out, or measured against somebody else."""
+    """Red if a contender is left out, or measured against somebody else, or if one is smaller, and so faster."""
     main(["bench", "--env-id", "fwp/RepeatPrevious-v0", "--memory", "gru", "--repeats", "1"])
     head, line, *rows = capsys.readouterr().out.splitlines()
     assert head.split() == ["parameters", "steps/s", "from", "to", "x", "RecurrentPPO"]
@@ -15,6 +15,8 @@ def test_the_table_has_everybody(capsys: pytest.CaptureFixture) -> None:
     ratios = {row[:width].strip(): float(row.split()[-1]) for row in rows}
     assert list(ratios) == ["env only", "PPO", "RecurrentPPO", "MemoryPPO gru"]
     assert ratios["RecurrentPPO"] == 1.0
+    sizes = {row[:width].strip(): row[width:].split()[0].replace(",", "") for row in rows}
+    assert int(sizes["MemoryPPO gru"]) == pytest.approx(int(sizes["RecurrentPPO"]), rel=0.1)
     assert ratios["env only"] > max(ratios["PPO"], ratios["MemoryPPO gru"])
 
 
