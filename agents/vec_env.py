@@ -136,7 +136,7 @@ def add_inputs(venv: VecEnv, previous_action: bool, previous_reward: bool) -> Ve
         venv = PreviousInputs(venv, action=previous_action, reward=previous_reward)
     space = venv.observation_space
     parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
-    if any(is_image_space(part) and not is_image_space_channels_first(part) for part in parts):  # type: ignore[arg-type]
+    if any(is_image_space(part) and not is_image_space_channels_first(part) for part in parts):  # type: ignore[arg-type]  # parts of a Dict
         venv = VecTransposeImage(venv)
     return venv
 

@@ -62,7 +62,7 @@ def scan_inputs(steps: int, batch: int, size: int) -> dict[str, Tensor]:
 def forward(backend: str, inputs: dict[str, Tensor], starts: Tensor) -> Workload:
     def work() -> None:
         with torch.no_grad():
-            fast_weight_scan(**inputs, episode_starts=starts, backend=backend)  # type: ignore[arg-type]
+            fast_weight_scan(**inputs, episode_starts=starts, backend=backend)  # type: ignore[arg-type]  # all tensors
 
     return work
 
@@ -72,7 +72,7 @@ def forward_backward(backend: str, inputs: dict[str, Tensor], starts: Tensor) ->
     gradient = torch.randn_like(inputs["v"])
 
     def work() -> None:
-        outputs, _ = fast_weight_scan(**leaves, episode_starts=starts, backend=backend)  # type: ignore[arg-type]
+        outputs, _ = fast_weight_scan(**leaves, episode_starts=starts, backend=backend)  # type: ignore[arg-type]  # all tensors
         torch.autograd.grad(outputs, list(leaves.values()), gradient)
 
     return work
@@ -109,7 +109,7 @@ def take_turns(workloads: dict[str, Workload], repeats: int) -> dict[str, dict[s
 
 def _summary(values: list[float]) -> dict[str, float]:
     low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-    return {"median": median, "min": min(values), "quartiles": [low, high]}  # type: ignore[dict-item]
+    return {"median": median, "min": min(values), "quartiles": [low, high]}  # type: ignore[dict-item]  # a list among numbers
 
 
 def measure(sizes: tuple[int, ...], steps: int, long: int, batch: int, repeats: int) -> dict[str, Any]:

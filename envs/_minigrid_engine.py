@@ -77,7 +77,7 @@ class FastMiniGridEnv(MiniGridEnv):
 
     _codes: GridCodes
     _view: np.ndarray
-    carrying: WorldObj | None  # type: ignore[assignment]
+    carrying: WorldObj | None  # type: ignore[assignment]  # minigrid forgets None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self._codes = GridCodes(self.width, self.height)
@@ -139,7 +139,7 @@ class FastMiniGridEnv(MiniGridEnv):
         elif action == _DROP:
             if not cell and self.carrying:
                 self.grid.set(*front, self.carrying)
-                self.carrying.cur_pos = np.array(front)  # type: ignore[assignment]
+                self.carrying.cur_pos = np.array(front)  # type: ignore[assignment]  # minigrid says tuple, and stores arrays
                 self.carrying = None
         elif action == _TOGGLE:
             if cell:

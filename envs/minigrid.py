@@ -90,7 +90,7 @@ def make_task(stock_class: type[MiniGridEnv], *, render_mode: str | None = None,
         options["max_steps"] = ours.max_steps
     if ours.view_size is not None:
         options["agent_view_size"] = ours.view_size
-    return _task_class(stock_class)(ours, render_mode=render_mode, **options)  # type: ignore[arg-type]
+    return _task_class(stock_class)(ours, render_mode=render_mode, **options)  # type: ignore[arg-type]  # a class made here
 
 
 def task_options(env_id: str) -> tuple[str, ...]:
@@ -216,4 +216,4 @@ def _task_class(stock_class: type) -> type[_MiniGridTask]:
 
 
 def _blank_task(stock_class: type[MiniGridEnv]) -> _MiniGridTask:
-    return object.__new__(_task_class(stock_class))  # type: ignore[arg-type]
+    return object.__new__(_task_class(stock_class))  # type: ignore[arg-type]  # a class made here

@@ -47,7 +47,7 @@ def test_a_run_leaves_everything_behind(tmp_path: Path, capsys: pytest.CaptureFi
 
     description = read_run(directory)
     config = train_config_from_json(description["config"])
-    assert (config.seed, config.ppo.gamma, config.memory.n_heads) == (3, 0.9, 2)  # type: ignore[attr-defined]
+    assert (config.seed, config.ppo.gamma, config.memory.n_heads) == (3, 0.9, 2)  # type: ignore[attr-defined]  # of delta
     assert config.env_options == {"k": 3, "episode_length": 8}
     assert (description["status"], description["steps"]) == ("finished", 512)
     assert description["parameters"]["memory"] < description["parameters"]["policy"]
@@ -125,7 +125,7 @@ def test_schedules_inputs_and_saving_on_the_way(tmp_path: Path) -> None:
     rates = [line.get("train/learning_rate") for line in read_metrics(directory / "metrics.jsonl")]
     assert rates == [None, pytest.approx(1.5e-4), 0.0]
     _, policy = load_run(directory)
-    assert set(policy.observation_space.spaces) == {"observation", "previous_action", "previous_reward"}  # type: ignore[attr-defined]
+    assert set(policy.observation_space.spaces) == {"observation", "previous_action", "previous_reward"}  # type: ignore[attr-defined]  # a Dict
 
 
 def test_an_existing_run_is_refused_with_the_way_out(tmp_path: Path, call: Any) -> None:

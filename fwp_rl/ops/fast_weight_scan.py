@@ -127,7 +127,7 @@ def _resolve(
 
 # torch.compile takes what comes back for a constant. This is torch.compiler.assume_constant_result, but that imports
 # the compiler, which takes seconds.
-_resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch's own mark, set on a function
 
 
 @functools.cache

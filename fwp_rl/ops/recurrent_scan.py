@@ -198,7 +198,7 @@ def _resolve(backend: str, device: torch.device, dtype: torch.dtype, scan: str, 
 
 
 # As of `rnn_scan.resolve_backend`: torch.compile takes what comes back for a constant.
-_resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch's own mark, set on a function
 
 
 @functools.cache

@@ -140,7 +140,7 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype = tor
 
 # torch.compile makes the choice when it traces, instead of tracing how it is made. This line is the whole of
 # `torch.compiler.assume_constant_result`, which would import the compiler (seconds).
-resolve_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
+resolve_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch's own mark, set on a function
 
 
 def _implementation(backend: str, state: Tensor) -> ModuleType:

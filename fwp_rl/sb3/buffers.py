@@ -64,7 +64,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         size = (self.buffer_size, self.n_envs)
         if isinstance(self.observation_space, spaces.Dict):
             self.observations = {  # type: ignore[assignment]  # a dict only for Dict spaces
-                key: np.zeros((*size, *self.obs_shape[key]), dtype=space.dtype)  # type: ignore[call-overload]
+                key: np.zeros((*size, *self.obs_shape[key]), dtype=space.dtype)  # type: ignore[call-overload]  # a Dict: shapes by key
                 for key, space in self.observation_space.spaces.items()
             }
         else:
@@ -74,7 +74,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         for name in ("rewards", "returns", "values", "log_probs", "advantages"):
             setattr(self, name, np.zeros(size, dtype=np.float32))
 
-    def add(  # type: ignore[override]
+    def add(  # type: ignore[override]  # with a state
         self,
         obs: np.ndarray | dict[str, np.ndarray],
         action: np.ndarray,
@@ -92,7 +92,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         if t % self.sequence_length == 0:
             self.states.append(state)
         if isinstance(obs, dict):
-            for key, array in self.observations.items():  # type: ignore[attr-defined]
+            for key, array in self.observations.items():  # type: ignore[attr-defined]  # a dict where these are
                 array[t] = obs[key].reshape(array[t].shape)
         else:
             self.observations[t] = obs.reshape(self.observations[t].shape)
@@ -104,7 +104,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.pos += 1
         self.full = self.pos == self.buffer_size
 
-    def get(self, batch_size: int | None = None) -> Iterator[RolloutBufferSamples]:  # type: ignore[override]
+    def get(self, batch_size: int | None = None) -> Iterator[RolloutBufferSamples]:  # type: ignore[override]  # in sequences
         """Yield minibatches of whole columns in random order.
 
         :param batch_size: Transitions per minibatch, a multiple of the sequence length; everything at once if None.
@@ -137,7 +137,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         )
         # PPO.train only hands `observations` on to policy.evaluate_actions
         return RolloutBufferSamples(
-            batch,  # type: ignore[arg-type]
+            batch,  # type: ignore[arg-type]  # SB3 hands it on as it is
             pick(c["actions"]).float(),  # distributions of MultiBinary actions need float
             *(pick(c[name]) for name in ("values", "log_probs", "advantages", "returns")),
         )

@@ -146,7 +146,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         """State of the memory at the start of an episode, for `batch_size` environments."""
         return self.memory.initial_state(batch_size)
 
-    def forward(  # type: ignore[override]
+    def forward(  # type: ignore[override]  # with a state
         self, obs: PyTorchObs, state: State, episode_starts: Tensor, deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, State]:
         """One step of all environments.
@@ -163,7 +163,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         log_prob = distribution.log_prob(actions)
         return actions.reshape((-1, *self.action_space.shape)), self.value_net(latent_vf), log_prob, state  # type: ignore[misc]
 
-    def evaluate_actions(  # type: ignore[override]
+    def evaluate_actions(  # type: ignore[override]  # sequences
         self, obs: SequenceBatch, actions: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Values, log-probabilities and entropies of `actions`, over whole sequences.
@@ -178,7 +178,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         distribution = self._get_action_dist_from_latent(latent_pi)
         return self.value_net(latent_vf), distribution.log_prob(actions), distribution.entropy()
 
-    def get_distribution(  # type: ignore[override]
+    def get_distribution(  # type: ignore[override]  # with a state
         self, obs: PyTorchObs, state: State, episode_starts: Tensor
     ) -> tuple[distributions.Distribution, State]:
         """Action distribution for one step of all environments, and the new state."""

@@ -226,7 +226,7 @@ class MemoryPPO(PPO):
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
             with torch.no_grad():
-                obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
+                obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]  # not None
                 starts = torch.as_tensor(self._last_episode_starts, device=self.device)
                 actions_tensor, values, log_probs, new_state = self.policy(obs_tensor, state, starts)
             actions = actions_tensor.cpu().numpy()
@@ -239,22 +239,22 @@ class MemoryPPO(PPO):
             self._update_info_buffer(infos, dones)
             n_steps += 1
             rewards = self._bootstrap_truncated(rewards, dones, infos, new_state)
-            rollout_buffer.add(  # type: ignore[call-arg]
-                self._last_obs,  # type: ignore[arg-type]
+            rollout_buffer.add(  # type: ignore[call-arg]  # with a state
+                self._last_obs,  # type: ignore[arg-type]  # not None
                 actions,
                 rewards,
-                self._last_episode_starts,  # type: ignore[arg-type]
+                self._last_episode_starts,  # type: ignore[arg-type]  # not None
                 values,
                 log_probs,
                 state,
             )
-            self._last_obs = new_obs  # type: ignore[assignment]
+            self._last_obs = new_obs  # type: ignore[assignment]  # SB3 has it narrower
             self._last_episode_starts = dones
             self._last_state = state = new_state
 
         with torch.no_grad():
             values = self.policy.predict_values(
-                obs_as_tensor(new_obs, self.device),  # type: ignore[arg-type]
+                obs_as_tensor(new_obs, self.device),  # type: ignore[arg-type]  # of a VecEnv, never a tuple
                 state,
                 torch.as_tensor(dones, device=self.device),
             )

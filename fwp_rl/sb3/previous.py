@@ -61,7 +61,7 @@ class PreviousInputs(VecEnvWrapper):
     ) -> dict[str, np.ndarray]:
         extended = dict(obs) if isinstance(obs, dict) else {"observation": obs}
         if self._with_action:
-            size = self.observation_space["previous_action"].shape[0]  # type: ignore[index]
+            size = self.observation_space["previous_action"].shape[0]  # type: ignore[index]  # a Dict with boxes
             encoded = np.zeros((len(known), size), dtype=np.float32)
             if self._actions is not None and known.any():
                 actions = self._actions if row is None else self._actions[row : row + 1]

@@ -34,9 +34,9 @@ def test_an_address_that_does_not_answer_is_told_at_once(address: str, message: 
     """Catches a comparison that waits for a cluster which is not there, and one that has written something before."""
     settings = {"n_seeds": 1, "equal": "nothing", "total_timesteps": 64, "episodes": 1, "n_processes": 1}
     with pytest.raises(UsageError, match=message):
-        compare(["fwp/TMaze-v0"], ["none"], root=tmp_path / "runs", cluster="ray", address=address, **settings)  # type: ignore[arg-type]
+        compare(["fwp/TMaze-v0"], ["none"], root=tmp_path / "runs", cluster="ray", address=address, **settings)  # type: ignore[arg-type]  # mixed values
     with pytest.raises(UsageError, match="add --cluster ray"):
-        compare(["fwp/TMaze-v0"], ["none"], root=tmp_path / "runs", address=address, **settings)  # type: ignore[arg-type]
+        compare(["fwp/TMaze-v0"], ["none"], root=tmp_path / "runs", address=address, **settings)  # type: ignore[arg-type]  # mixed values
     assert not (tmp_path / "runs").exists()
 
 

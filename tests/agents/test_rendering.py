@@ -110,7 +110,7 @@ def test_animation_holds_one_picture_for_each_moment(tmp_path: Path, suffix: str
     path = tmp_path / f"päth{suffix}"
     write_animation(path, pictures)
     with Image.open(path) as image:
-        assert image.n_frames == 6  # type: ignore[attr-defined]
+        assert image.n_frames == 6  # type: ignore[attr-defined]  # of a GIF
         assert image.size == pictures[0].size
 
 

@@ -256,4 +256,4 @@ def test_stretches_of_all_runs_have_seeds_of_their_own() -> None:
     seeds = {stretch_seed(seed, step) for seed in range(20) for step in range(0, 2_000_000, 100_352)}
     assert len(seeds) == 400
     assert all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in seeds)
-    assert stretch_seed(np.int64(3), 7) == stretch_seed(3, 7)  # type: ignore[arg-type]
+    assert stretch_seed(np.int64(3), 7) == stretch_seed(3, 7)  # type: ignore[arg-type]  # as NumPy gives it

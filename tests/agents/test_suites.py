@@ -24,7 +24,7 @@ def test_every_task_of_a_suite_can_be_made() -> None:
 def test_capacity_grows_by_its_keys_alone() -> None:
     """Red if the tasks of the suite differ in how often a key is written or asked for."""
     options = [suites.task_config(task).env_options for task in suites.suites()["capacity"]]
-    counts = [tuple(envs.make_vector("fwp/KeyValueRecall-v0", 1, **of).counts) for of in options]  # type: ignore[union-attr]
+    counts = [tuple(envs.make_vector("fwp/KeyValueRecall-v0", 1, **of).counts) for of in options]  # type: ignore[union-attr]  # not None
     assert counts == [(3,) * 4, (3,) * 8, (3,) * 16]
 
 

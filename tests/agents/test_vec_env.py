@@ -79,7 +79,7 @@ def test_native_face_works_with_sb3s_own_evaluation() -> None:
             return np.ones(len(observation), dtype=int), None
 
     venv = NativeVecEnv(envs.make_vector("fwp/RepeatPrevious-v0", 2, k=1, episode_length=5))
-    _, lengths = evaluate_policy(Forward(), venv, n_eval_episodes=5, return_episode_rewards=True)  # type: ignore[arg-type]
+    _, lengths = evaluate_policy(Forward(), venv, n_eval_episodes=5, return_episode_rewards=True)  # type: ignore[arg-type]  # all that is needed of a model
     assert lengths == [5] * 5
 
 
@@ -88,7 +88,7 @@ def test_previous_inputs_and_images_fit_their_policies() -> None:
     assert policy_name(flat) == "MlpPolicy"
     extended = make_vec_env("fwp/TMaze-v0", 2, previous_action=True, previous_reward=True)
     assert policy_name(extended) == "MultiInputPolicy"
-    assert set(extended.reset()) == {"observation", "previous_action", "previous_reward"}  # type: ignore[arg-type]
+    assert set(extended.reset()) == {"observation", "previous_action", "previous_reward"}  # type: ignore[arg-type]  # a dict
     image = make_vec_env("MiniGrid-Empty-5x5-v0", 2, options={"observation": "rgb"})
     assert policy_name(image) == "CnnPolicy"
     assert isinstance(image, VecTransposeImage)
@@ -106,8 +106,8 @@ def test_normalized_rewards_leave_statistics_and_previous_reward_raw() -> None:
     for _ in range(40):
         observations, rewards, dones, infos = normalized.step(np.ones(2, dtype=int))
         raw_observations, raw_rewards, _, raw_infos = raw.step(np.ones(2, dtype=int))
-        for key in raw_observations:  # type: ignore[union-attr]
-            np.testing.assert_array_equal(observations[key], raw_observations[key])  # type: ignore[call-overload]
+        for key in raw_observations:  # type: ignore[union-attr]  # a dict
+            np.testing.assert_array_equal(observations[key], raw_observations[key])  # type: ignore[call-overload]  # a dict
         for row in np.flatnonzero(dones):
             assert infos[row]["episode"]["r"] == raw_infos[row]["episode"]["r"]
             ended = True

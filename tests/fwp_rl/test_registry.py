@@ -75,4 +75,4 @@ def test_a_reloaded_class_replaces_its_former_self() -> None:
 
 def test_the_list_of_memories_is_read_only() -> None:
     with pytest.raises(TypeError):
-        memory_configs()["other"] = NotebookConfig  # type: ignore[index]
+        memory_configs()["other"] = NotebookConfig  # type: ignore[index]  # read-only

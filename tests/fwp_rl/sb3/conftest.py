@@ -124,7 +124,7 @@ def random_envs() -> Callable[..., VecEnv]:
         lengths = [(3, 5, 4), (7, 2), (6, 1, 9)]
         return DummyVecEnv(
             [
-                lambda i=i: RandomEnv(observation_space, action_space, lengths[i % len(lengths)])  # type: ignore[misc]
+                lambda i=i: RandomEnv(observation_space, action_space, lengths[i % len(lengths)])  # type: ignore[misc]  # bound per loop
                 for i in range(n_envs)
             ]
         )
@@ -137,7 +137,7 @@ def tape_envs() -> Callable[..., VecEnv]:
     """Environments that report which step of which episode one sees."""
 
     def build(*lengths: tuple[int, ...], ending: str = "terminated") -> VecEnv:
-        return DummyVecEnv([lambda i=i, x=x: TapeEnv(i, x, ending) for i, x in enumerate(lengths)])  # type: ignore[misc]
+        return DummyVecEnv([lambda i=i, x=x: TapeEnv(i, x, ending) for i, x in enumerate(lengths)])  # type: ignore[misc]  # bound per loop
 
     return build
 

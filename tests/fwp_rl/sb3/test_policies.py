@@ -285,7 +285,7 @@ def test_default_policy_has_one_layer_for_actor_and_critic(random_envs: Callable
 @pytest.mark.parametrize("size", [2, 128, 500])
 def test_small_observations_reach_every_unit_of_the_encoder(size: int, random_envs: Callable) -> None:
     model = MemoryPPO("MlpPolicy", random_envs(spaces.Box(-1, 1, (size,)), DISCRETE), device="cpu")
-    layer = model.policy.encoder[0]  # type: ignore[index]
+    layer = model.policy.encoder[0]  # type: ignore[index]  # a Sequential
     with torch.no_grad():
         inputs = torch.randn(2000, size)
         spread = (layer(inputs) - layer.bias).square().mean().sqrt()

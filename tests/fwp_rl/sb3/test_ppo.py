@@ -517,7 +517,7 @@ def test_non_finite_numbers_never_reach_the_weights(
 ) -> None:
     model = make_model(env=Poison(random_envs(BOX, DISCRETE), step, place, value), n_epochs=1)
     trained = []
-    model.train = lambda train=model.train: (train(), trained.append(weights(model)))  # type: ignore[method-assign]
+    model.train = lambda train=model.train: (train(), trained.append(weights(model)))  # type: ignore[method-assign]  # to see its calls
     before = weights(model)
     entry = r" \(entry 4\)" if place == "observation" else ""
     with pytest.raises(NonFiniteError, match=rf"environment 1 returned {value} in '{place}'{entry} at step {step};"):

@@ -57,7 +57,7 @@ class Script(gym.Env):
 def envs(action_space: spaces.Space, **kwargs: Any) -> DummyVecEnv:
     lengths = (9, 2)
     return DummyVecEnv(
-        [lambda i=i, n=n: Script(i, n, action_space, **kwargs) for i, n in enumerate(lengths)]  # type: ignore[misc]
+        [lambda i=i, n=n: Script(i, n, action_space, **kwargs) for i, n in enumerate(lengths)]  # type: ignore[misc]  # bound per loop
     )
 
 
