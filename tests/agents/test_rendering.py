@@ -114,6 +114,14 @@ def test_animation_holds_one_picture_for_each_moment(tmp_path: Path, suffix: str
         assert image.size == pictures[0].size
 
 
+def test_an_mp4_holds_them_too_and_stands_still_at_the_end(tmp_path: Path) -> None:
+    """Red if pictures are lost, or are of a size that the codec refuses."""
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    pictures = [Image.new("RGB", (101, 67), (40 * t, 0, 0)) for t in range(6)]
+    write_animation(tmp_path / "päth.mp4", pictures)
+    assert imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "päth.mp4"))[0] == 6 + 8  # 1.6 seconds, 5 a second
+
+
 def test_a_run_is_rendered_from_start_to_end(run_directory: Path, tmp_path: Path) -> None:
     path, note = render_run(run_directory, tmp_path / "new folder" / "episode.gif", episodes=2)
     assert note is None
