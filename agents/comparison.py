@@ -128,6 +128,7 @@ def compare(
     _train(waiting, trainer, problems)
     result: dict[str, Any] = {"equal": equal, "equal_time": equal_time, "episodes": episodes}
     result["rows"] = _rows(jobs, episodes, problems)
+    best = jobs
     if sweep:
         trials = _rows(sweep, episodes, problems)
         chosen = {pair: _best_rate(trials, *pair) for pair in pairs}
@@ -143,7 +144,8 @@ def compare(
         raise RunFileError("\n".join(["no run can be compared", *_left_out(problems)]))
     compared = [job for job in jobs if job.name not in problems]
     if tested:
-        result["tests"] = [row for job in compared for row in _test_rows(job, tested[task_of(job)], episodes)]
+        able = [job for job in best if job.name not in problems]
+        result["tests"] = [row for job in able for row in _test_rows(job, tested[task_of(job)], episodes)]
     result["mixed"] = mixture([read_run(job.directory) for job in compared])
     write_json(root / "comparison.json", result)
     text = report(result)
