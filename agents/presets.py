@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import envs
 from agents.config import OptionValue, PPOConfig, TrainConfig
@@ -36,6 +37,11 @@ _ANSWER_PPO = dataclasses.replace(
     _MINIGRID_PPO, learning_rate=1e-3, n_steps=64, gamma=0.5, gae_lambda=0.5, ent_coef=0.001
 )
 _CONTROL_PPO = PPOConfig(learning_rate=1e-3, n_steps=128, n_epochs=10, gamma=0.99, gae_lambda=0.95)
+
+
+# Where nothing goes wrong any more, advantages are errors of the critic, and PPO scales them up to the size of those it
+# learned from: an agent that goes on may unlearn in one update what it knew.
+_UNTIL_SOLVED: Any = {"eval_every": 20_000, "stop_at_success": 1.0}
 
 
 _CART_POLE = TrainConfig(
@@ -77,8 +83,7 @@ _ENDLESS_T_MAZE = TrainConfig(
     ),
     n_envs=32,
     total_timesteps=300_000,
-    eval_every=20_000,
-    stop_at_success=1.0,
+    **_UNTIL_SOLVED,
 )
 
 
@@ -126,6 +131,7 @@ _PRESETS = {
             env_options={"length": 7},
             ppo=_MINIGRID_PPO,
             total_timesteps=300_000,
+            **_UNTIL_SOLVED,
         ),
     ),
     "MiniGrid-MemoryS9-v0": Preset(
@@ -219,6 +225,7 @@ _PRESETS = {
             ppo=dataclasses.replace(_MINIGRID_PPO, n_steps=64, ent_coef=0.05, ent_coef_final=0.0),
             n_envs=32,
             total_timesteps=500_000,
+            **_UNTIL_SOLVED,
         ),
     ),
     "fwp/EndlessTMaze-v0": Preset(
@@ -257,6 +264,7 @@ _PRESETS = {
             ppo=dataclasses.replace(_MINIGRID_PPO, n_steps=64),
             n_envs=32,
             total_timesteps=300_000,
+            **_UNTIL_SOLVED,
         ),
     ),
     "generic": Preset(

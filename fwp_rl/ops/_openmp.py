@@ -1,7 +1,8 @@
 """Starts numba's threads without taking torch's away.
 
-Both use one OpenMP runtime, and numba, when it starts its threads, sets the number for everybody: it would undo
-`torch.set_num_threads`, and every small torch operation would wait for a second thread. Imported where numba is used.
+Where both use one OpenMP runtime, which depends on how numba was built, numba sets the number of threads for everybody
+when it starts its own: it would undo `torch.set_num_threads`, and every small torch operation would wait for a second
+thread. Imported where numba is used.
 """
 
 import numba
