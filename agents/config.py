@@ -16,6 +16,10 @@ OptionValue: TypeAlias = bool | int | float | str | None
 """A value that an environment option may have: what JSON can say without nesting."""
 
 
+Engine: TypeAlias = Literal["original", "envpool"]
+"""What steps the environments of a training."""
+
+
 class ConfigError(ValueError):
     """A config file with an unknown key, a wrong type or a value that is no number. The message names the place."""
 
@@ -91,6 +95,9 @@ class TrainConfig:
     workers: int | None = None
     """Processes besides this one that step environments; the results are the same with any number. None: as many as
     should finish the run soonest, by the time that a step takes. Tasks written in NumPy run in this process."""
+    engine: Engine = "original"
+    """What steps the environments in training. envpool: EnvPool, faster where an environment is slow (BabyAI), with
+    episodes of the same distribution; evaluation and pictures are always the original's."""
     seed: int = 0
     """Seed of the weights, of exploration and of the training environments."""
     eval_every: int = 0

@@ -4,6 +4,7 @@ Seeds of training and of evaluation never meet: evaluation takes 1 000 000 + i f
 10 000 000 (`training_seed`).
 """
 
+import contextlib
 import itertools
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,8 +42,15 @@ def make_env(
     env_id: str, options: Mapping[str, OptionValue], wrappers: Sequence[str] = (), render_mode: str | None = None
 ) -> gymnasium.Env:
     """`envs.make`, with its faults told in one line each: exit code 2 for a wrong id or option, 3 for a broken task."""
+    with making(env_id):
+        return EnvFaults(envs.make(env_id, render_mode=render_mode, wrappers=wrappers, **options), env_id)
+
+
+@contextlib.contextmanager
+def making(env_id: str) -> Iterator[None]:
+    """Tells what goes wrong while an environment is made in one line."""
     try:
-        env = envs.make(env_id, render_mode=render_mode, wrappers=wrappers, **options)
+        yield
     except envs.UnknownEnvironmentError as error:
         raise UsageError(str(error)) from error
     except (TypeError, ValueError, AssertionError) as error:
@@ -51,7 +59,6 @@ def make_env(
         raise EnvironmentFaultError(_with_name(env_id, " ".join(str(error).split()))) from error
     except Exception as error:
         raise EnvironmentFaultError(f"{env_id} cannot be made: {_one_line(error)}") from error
-    return EnvFaults(env, env_id)
 
 
 class EnvFaults(gymnasium.Wrapper):

@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -14,10 +14,10 @@ from typing import Any
 _PACKAGES = ("torch", "numba", "numpy", "gymnasium", "minigrid", "stable-baselines3", "fwp-rl")
 
 
-def versions() -> dict[str, str]:
-    """Python and the packages that decide what comes out of a run."""
+def versions(also: Iterable[str] = ()) -> dict[str, str]:
+    """Python and the packages that decide what comes out of a run, `also` among them."""
     found = {"python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in dict.fromkeys((*_PACKAGES, *also)):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
 
 def changed_versions(earlier: Mapping[str, str]) -> str:
     """`torch 2.10 -> 2.11, numpy ...`: what differs from `earlier` now; empty if nothing does."""
-    now_installed = versions()
+    now_installed = versions(earlier)
     return ", ".join(
         f"{name} {version} -> {now_installed.get(name)}"
         for name, version in earlier.items()

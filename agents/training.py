@@ -109,7 +109,11 @@ def _train(config: TrainConfig, make_paths: Callable[[], RunPaths], quiet: bool)
     """Train in the directory that is made once everything else has turned out to work."""
     _set_threads(config.threads)
     if config.workers is None:
-        workers = best_workers(config.env_id, config.n_envs, config.planned_steps, config.env_options, config.wrappers)
+        workers = 0
+        if config.engine == "original":
+            workers = best_workers(
+                config.env_id, config.n_envs, config.planned_steps, config.env_options, config.wrappers
+            )
         config = dataclasses.replace(config, workers=workers)
     with contextlib.closing(_make_training_env(config)) as venv, Interrupts() as interrupts:
         model = build_model(config, venv)
@@ -223,6 +227,8 @@ class _Run:
         if not self.quiet:
             print(f"environment   {self.config.env_id}{_options_text(self.config)}")
             print(self.model.describe())
+            if self.config.engine != "original":
+                print(f"engine        {self.config.engine}")
             if self.config.workers:
                 print(f"workers       {self.config.workers} besides this process")
             print(f"run           {self.paths.directory}")
@@ -253,7 +259,7 @@ class _Run:
             "parameters": {"memory": _count(policy.memory), "policy": _count(policy)},
             "sequence_length": self.model.sequence_length,
             "batch_size": self.model.batch_size,
-            "versions": versions(),
+            "versions": versions(["envpool"] if self.config.engine == "envpool" else []),
             "machine": {**machine(), "threads": torch.get_num_threads(), "device": str(self.model.device)},
             "git_commit": git_commit(),
             "started": begun["started"] if begun else now(),
@@ -423,6 +429,7 @@ def _make_training_env(config: TrainConfig) -> VecEnv:
         previous_action=config.previous_action,
         previous_reward=config.previous_reward,
         workers=config.workers or 0,
+        engine=config.engine,
     )
     return NormalizedRewards(venv, config.ppo.gamma) if config.ppo.normalize_reward else venv
 

@@ -2,8 +2,9 @@
 
     venv = make_vec_env("MiniGrid-MemoryS11-v0", 16, seed=0, options={"actions": "moves"})
 
-Own tasks that are vectorised in NumPy run as one object (`NativeVecEnv`). Everything else runs one environment after
-the other (DummyVecEnv), in several processes where that is faster (`WorkerVecEnv`, `best_workers`). Training seeds
+Own tasks that are vectorised in NumPy, and what EnvPool steps, run as one object (`NativeVecEnv`). Everything else runs
+one environment after the other (DummyVecEnv), in several processes where that is faster (`WorkerVecEnv`,
+`best_workers`). Training seeds
 start at 10 000 000 and evaluation seeds at 1 000 000, so they never meet (see `agents.episodes`).
 """
 
@@ -20,12 +21,13 @@ from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, VecTransposeImage
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 import envs
-from agents.config import OptionValue
-from agents.episodes import make_env, training_seed
+from agents.config import Engine, OptionValue
+from agents.episodes import make_env, making, training_seed
 from agents.errors import EnvironmentFaultError, UsageError
+from envs.envpool_task import EnvPoolTask
 from envs.task import VectorTask
 from fwp_rl.sb3 import PreviousInputs, WorkerVecEnv
 
@@ -48,18 +50,25 @@ def make_vec_env(
     previous_action: bool = False,
     previous_reward: bool = False,
     workers: int = 0,
+    engine: Engine = "original",
 ) -> VecEnv:
     """`n_envs` training environments of the run `seed`, with episode statistics in the infos as Monitor gives them.
 
-    `workers` processes help this one to step them, which changes no result.
+    `workers` processes help this one to step them, which changes no result. The engine "envpool" has them stepped by
+    EnvPool, where other episodes happen than in the original, of the same distribution.
     """
     options = dict(options or {})
     make_env(env_id, options, wrappers).close()  # says in one line what is wrong with id and options
-    task = envs.make_vector(env_id, n_envs, wrappers=wrappers, **options)
+    if engine == "envpool":
+        with making(env_id):
+            task: VectorTask | EnvPoolTask | None = envs.make_pool(env_id, n_envs, wrappers=wrappers, **options)
+    else:
+        task = envs.make_vector(env_id, n_envs, wrappers=wrappers, **options)
     makers = [functools.partial(_make_monitored, env_id, options, wrappers)] * n_envs
     venv: VecEnv
     if task is not None and workers:
-        raise UsageError(f"workers={workers}: {env_id} is written in NumPy and runs in one process; leave workers out")
+        what = "is stepped by EnvPool" if engine == "envpool" else "is written in NumPy"
+        raise UsageError(f"workers={workers}: {env_id} {what} and runs in one process; leave workers out")
     if task is not None:
         venv = add_inputs(NativeVecEnv(task), previous_action, previous_reward)
     elif workers:
@@ -172,12 +181,12 @@ class NativeVecEnv(VecEnv):
     """A vectorised task of `envs` behind SB3's interface; it restarts finished episodes in the same step.
 
     Infos are those of DummyVecEnv around Monitor: `episode`, `terminal_observation`, `TimeLimit.truncated`, and
-    `is_success`. The rows are not separate objects: `get_attr`, `set_attr` and `env_method` reach the one task, and
-    `get_attr` and `env_method` answer once for each row asked for. Only the first of the seeds counts, since the task
-    derives the random streams of all rows from one seed.
+    `is_success` where the task tells it. The rows are not separate objects: `get_attr`, `set_attr` and `env_method`
+    reach the one task, and `get_attr` and `env_method` answer once for each row asked for. Only the first of the seeds
+    counts, since the task derives the random streams of all rows from one seed.
     """
 
-    def __init__(self, task: VectorTask) -> None:
+    def __init__(self, task: VectorTask | EnvPoolTask) -> None:
         self.task = task
         self._started = time.monotonic()
         self._returns = np.zeros(task.n_envs)
@@ -185,7 +194,7 @@ class NativeVecEnv(VecEnv):
         self._actions: np.ndarray | None = None
         super().__init__(task.n_envs, task.observation_space, task.action_space)
 
-    def reset(self) -> np.ndarray:
+    def reset(self) -> VecEnvObs:
         """Start every row anew."""
         observations = self.task.reset(self._seeds[0])
         self._reset_seeds()
@@ -208,12 +217,14 @@ class NativeVecEnv(VecEnv):
         self._returns += step.rewards
         self._lengths += 1
         dones = step.terminated | step.truncated
-        infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False, "is_success": False} for _ in dones]
-        for row in np.flatnonzero(dones):
-            infos[row] = {
+        goes_on = {"TimeLimit.truncated": False, **({"is_success": False} if self.task.has_success else {})}
+        infos: list[dict[str, Any]] = [goes_on.copy() for _ in dones]
+        for row in np.flatnonzero(dones).tolist():
+            if self.task.has_success:
+                infos[row]["is_success"] = bool(step.success[row])
+            infos[row] |= {
                 "TimeLimit.truncated": bool(step.truncated[row] and not step.terminated[row]),
-                "is_success": bool(step.success[row]),
-                "terminal_observation": step.final_observations[row],
+                "terminal_observation": _row(step.final_observations, row),
                 "episode": {
                     "r": round(float(self._returns[row]), 6),
                     "l": int(self._lengths[row]),
@@ -252,3 +263,9 @@ class NativeVecEnv(VecEnv):
     def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """Only Monitor can be said to be there: the infos carry its episode statistics."""
         return [wrapper_class is Monitor for _ in self._get_indices(indices)]
+
+
+def _row(observations: Any, row: int) -> Any:
+    if isinstance(observations, dict):
+        return {name: part[row] for name, part in observations.items()}
+    return observations[row]

@@ -67,6 +67,15 @@ def one_hot_view(view, out):
 
 
 @numba.njit(cache=True)
+def one_hot_views(views):
+    """`one_hot_view` of every view, uint8[n, size * size * N_CODES]."""
+    out = np.empty((views.shape[0], views.shape[1] * views.shape[2] * N_CODES), np.uint8)
+    for row in range(views.shape[0]):
+        one_hot_view(views[row], out[row])
+    return out
+
+
+@numba.njit(cache=True)
 def one_hot_partial_view(cells, x, y, direction, carried, sees_through_walls, view, out):
     """`partial_view`, then `one_hot_view`: one call from Python instead of two."""
     partial_view(cells, x, y, direction, carried, sees_through_walls, view)

@@ -23,7 +23,7 @@ from minigrid.minigrid_env import MiniGridEnv
 
 from envs._minigrid_engine import FastMiniGridEnv
 from envs._minigrid_mission import MissionEncoder, mission_encoder
-from envs._minigrid_view import EMPTY, N_CODES
+from envs._minigrid_view import EMPTY, N_CODES, one_hot_views
 from envs.minigrid_tmaze import MiniGridTMaze
 
 Observation = Literal["onehot", "symbolic", "rgb"]
@@ -122,12 +122,12 @@ class _MiniGridTask(FastMiniGridEnv):
         assert isinstance(self.action_space, spaces.Discrete)
         self._n_actions = int(self.action_space.n)
         self._observation = options.observation
-        self._mission_encoder = _mission_encoder_of(self, options.mission)
+        self.mission_encoder = _mission_encoder_of(self, options.mission)
         self._tokens: tuple[str | None, np.ndarray] = (None, np.zeros(0, np.uint8))  # a mission and its encoding
         self.observation_space = _view_space(options.observation, self.agent_view_size)
-        if self._mission_encoder is not None:
+        if self.mission_encoder is not None:
             self.observation_space = spaces.Dict(
-                {"view": self.observation_space, "mission": self._mission_encoder.space}
+                {"view": self.observation_space, "mission": self.mission_encoder.space}
             )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -147,19 +147,28 @@ class _MiniGridTask(FastMiniGridEnv):
 
     def gen_obs(self) -> Any:
         view = self._observe()
-        if self._mission_encoder is None:
+        if self.mission_encoder is None:
             return view
         mission, tokens = self._tokens
         if mission != self.mission:
-            tokens = self._mission_encoder.encode(self.mission)
+            tokens = self.mission_encoder.encode(self.mission)
             self._tokens = (self.mission, tokens)
         return {"view": view, "mission": tokens.copy()}
 
     def _observe(self) -> np.ndarray:
         if self._observation == "onehot":
             return self.one_hot_view()
-        view = self.partial_view()
-        return view.flatten() if self._observation == "symbolic" else render_view(view)
+        return self.encode_views(self.partial_view()[None])[0]
+
+    def encode_views(self, views: np.ndarray) -> np.ndarray:
+        """What is observed of views in MiniGrid's own codes, uint8[n, side, side, 3]: a new array `[n, ...]`."""
+        if self._observation == "onehot":
+            return one_hot_views(views)
+        return (
+            views.reshape(len(views), -1).copy()
+            if self._observation == "symbolic"
+            else np.stack([*map(render_view, views)])
+        )
 
     def __reduce__(self):  # the class is made at run time, so pickle has to be told how to find it
         return _blank_task, (self._stock_class,), self.__dict__

@@ -47,6 +47,7 @@ class VectorTask(abc.ABC):
 
     observation_space: spaces.Space  # of one row
     action_space: spaces.Space  # of one row
+    has_success = True  # whether the end of an episode says if it was a success
 
     def __init__(self, n_envs: int) -> None:
         if not isinstance(n_envs, int) or n_envs < 1:
