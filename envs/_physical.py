@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from envs.task import VectorTask
-from envs.testing import play, random_actions
+from envs.testing import play, reference_policies
 
 
 class Sensor:
@@ -43,9 +43,5 @@ def simulated_anchors(
 ) -> dict[str, float]:
     """Mean returns of the oracle, the memoryless and the random policy of a task, always of the same episodes."""
     task, rng = task_class(n_envs, **options), np.random.default_rng(0)
-    policies = {
-        "optimal": lambda task, observations: task.oracle_actions(),
-        "memoryless": lambda task, observations: task.memoryless_actions(observations),
-        "random": lambda task, observations: random_actions(task, rng),
-    }
+    policies = reference_policies(task, rng)
     return {name: float(play(task, policy, n_episodes=n_episodes).returns.mean()) for name, policy in policies.items()}

@@ -1,10 +1,13 @@
 """See a sequence, then say it again: how much fits, and in which order."""
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 from gymnasium import spaces
 from typing_extensions import override
 
 from envs import _drawing as draw
+from envs._order_blind import most_frequent, most_frequent_share
 from envs.task import Outcome, VectorTask
 
 _CARD, _GAP = 48, 10
@@ -30,7 +33,9 @@ class Copy(VectorTask):
 
     Arguments: `length` (default 4); `n_symbols` (default 4).
 
-    Anchors: optimal 1; memoryless and random 1 / n_symbols, because all of the agent's turns look alike.
+    Anchors: optimal 1; memoryless and random 1 / n_symbols, because all of the agent's turns look alike, and to know
+    which of them it is tells nothing of the symbols. "order_blind": whoever knows how often each symbol was shown, and
+    not when, names the most frequent one at each turn and is right as often as it was shown.
     """
 
     def __init__(self, n_envs: int, *, length: int = 4, n_symbols: int = 4) -> None:
@@ -76,7 +81,8 @@ class Copy(VectorTask):
 
     @override
     def anchors(self) -> dict[str, float]:
-        return {"optimal": 1.0, "memoryless": 1 / self.n_symbols, "random": 1 / self.n_symbols}
+        chance, order_blind = 1 / self.n_symbols, most_frequent_share(self.length, self.n_symbols)[-1]
+        return {"optimal": 1.0, "memoryless": chance, "random": chance, "order_blind": order_blind}
 
     @override
     def oracle_actions(self) -> np.ndarray:
@@ -85,6 +91,10 @@ class Copy(VectorTask):
     @override
     def memoryless_actions(self, observations: np.ndarray) -> np.ndarray:
         return np.zeros(len(observations), np.int64)
+
+    @override
+    def other_policies(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+        return {"order_blind": self._order_blind_actions}
 
     @override
     def render(self, row: int = 0) -> np.ndarray:
@@ -107,6 +117,9 @@ class Copy(VectorTask):
                 draw.card(canvas, left, below, _CARD, answer, self.n_symbols)
         draw.progress(canvas, _GAP, n_lines * line + _GAP, width - 2 * _GAP, step / self.episode_length)
         return canvas.picture()
+
+    def _order_blind_actions(self, observations: np.ndarray) -> np.ndarray:
+        return most_frequent(self._shown, self._shown < self.n_symbols, self.n_symbols)
 
     def _due(self) -> np.ndarray:
         """The symbol to be named now; in the first half and at the end, any."""

@@ -1,5 +1,7 @@
 """The Endless T-Maze by its published rules: a cue that every corridor replaces by the next."""
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 from gymnasium import spaces
 from typing_extensions import override
@@ -37,6 +39,10 @@ class EndlessTMaze(VectorTask):
     one side; with `uniform`, where no place tells the junction, turn or walk on by chance, with the best probability
     for each place (to within the grid that it is searched on). With `uniform` also "junction_unseen": the best with a
     memory and without knowing the length, who tries a turn at every place, and for whom every vain one costs 0.01.
+    Without it also "clock", 0.995 n_corridors: whoever waits in the first cell for an even or an odd step, as the cue
+    tells, knows the side by the step at which the junction is reached; one of two cues costs a vain turn, and without
+    one the junction is reached at the same step after both. And with several corridors "order_blind", as of `TMaze`:
+    who knows how many cues were left and how many right.
     """
 
     def __init__(self, n_envs: int, *, length: int = 10, n_corridors: int = 3, uniform: bool = False) -> None:
@@ -61,6 +67,7 @@ class EndlessTMaze(VectorTask):
         self._junction = np.full(n_envs, length)
         self._position = np.zeros(n_envs, np.int64)
         self._steps = np.zeros(n_envs, np.int64)
+        self._in_vain = np.zeros(n_envs, bool)  # the last step was a turn before the junction
         self._turn = np.zeros(n_envs, np.int64)  # the last turn taken at a junction, FORWARD for none: for the picture
 
     @override
@@ -81,6 +88,7 @@ class EndlessTMaze(VectorTask):
         walks = actions == FORWARD
         correct = at_junction & (actions == self._side)
         self._turn = np.where(at_junction, actions, FORWARD)
+        self._in_vain = ~(at_junction | walks)
         success = correct & (self._corridor == self.n_corridors - 1)
         failure = at_junction & ~correct
         rewards = correct - _PENALTY * (failure | ~(at_junction | walks))
@@ -106,7 +114,14 @@ class EndlessTMaze(VectorTask):
             "memoryless": self._blind_return(self._chance_to_walk),
             "random": self._blind_return(np.full(self.length + 1, 1 / 3)),
         }
-        return anchors | ({"junction_unseen": self._junction_unseen_return()} if self.uniform else {})
+        if self.uniform:
+            return anchors | {"junction_unseen": self._junction_unseen()[0]}
+        n = self.n_corridors
+        anchors["clock"] = (1 - _PENALTY / 2) * n
+        if n > 1:
+            all_right = (n + 1) * 0.5**n
+            anchors["order_blind"] = 3 - (n + 3) * 0.5**n - _PENALTY * (1 - all_right)
+        return anchors
 
     @override
     def oracle_actions(self) -> np.ndarray:
@@ -116,6 +131,13 @@ class EndlessTMaze(VectorTask):
     def memoryless_actions(self, observations: np.ndarray) -> np.ndarray:
         chance = self._chance_to_walk[np.rint(observations[:, 0] * self.length).astype(np.int64)]
         return np.where(self._luck.random(len(chance)) < chance, FORWARD, LEFT)
+
+    @override
+    def other_policies(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+        if self.uniform:
+            return {"junction_unseen": self._junction_unseen_actions}
+        order_blind = {"order_blind": self._order_blind_actions} if self.n_corridors > 1 else {}
+        return {"clock": self._clock_actions, **order_blind}
 
     @override
     def render(self, row: int = 0) -> np.ndarray:
@@ -175,13 +197,33 @@ class EndlessTMaze(VectorTask):
         policies = [np.sqrt(2 * _PENALTY * (1 - hazard) / (hazard * w)).clip(0, 1) for w in np.geomspace(0.02, 4, 400)]
         return np.append(1.0, max(policies, key=value))
 
-    def _junction_unseen_return(self) -> float:
-        """Backwards from the last corridor: at each place turn or walk on, whichever is worth more."""
-        value = 0.0
-        for _ in range(self.n_corridors):
-            behind = 1.0 + value  # the junction
-            value = behind  # at the end of the longest corridor, which is known
-            for hazard in self._hazard[-2:0:-1]:
-                tries = hazard * behind + (1 - hazard) * (value - _PENALTY)
-                value = max(tries, (1 - hazard) * value - hazard * _PENALTY)
-        return float(value)
+    def _junction_unseen(self) -> tuple[float, np.ndarray]:
+        """Backwards from the last corridor: at each place turn or walk on, whichever is worth more.
+
+        Returns what it is worth, and where to try a turn, bool[n_corridors, length + 1].
+        """
+        value, tries = 0.0, np.zeros((self.n_corridors, self.length + 1), bool)
+        tries[:, -1] = True  # the end of the longest corridor, which is known
+        for corridor in reversed(range(self.n_corridors)):
+            value = behind = 1.0 + value  # the junction
+            for place in range(self.length - 1, 0, -1):
+                hazard = self._hazard[place]
+                turn = hazard * behind + (1 - hazard) * (value - _PENALTY)
+                walk = (1 - hazard) * value - hazard * _PENALTY
+                value, tries[corridor, place] = max(turn, walk), turn >= walk
+        return float(value), tries
+
+    def _junction_unseen_actions(self, observations: np.ndarray) -> np.ndarray:
+        tries = self._junction_unseen()[1][self._corridor, self._position]
+        return np.where(tries & ~self._in_vain, self._side, FORWARD)
+
+    def _clock_actions(self, observations: np.ndarray) -> np.ndarray:
+        places, left, right = observations.T
+        is_odd, has_left_at_odd = self._steps % 2 == 1, (self._steps - self.length) % 2 == 1
+        waits = np.where(is_odd, left > 0, right > 0)
+        return np.where(places == 1, np.where(has_left_at_odd, RIGHT, LEFT), np.where(waits, LEFT, FORWARD))
+
+    def _order_blind_actions(self, observations: np.ndarray) -> np.ndarray:
+        so_far = np.arange(self.n_corridors) <= self._corridor[:, None]
+        side = np.where(((self._sides == LEFT) & so_far).any(1), LEFT, RIGHT)
+        return np.where(observations[:, 0] == 1, side, FORWARD)

@@ -1,6 +1,7 @@
 """Keep track of a state that every step changes: running products in a group."""
 
 import itertools
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +43,8 @@ class GroupTracking(VectorTask):
     `asked` (default "always").
 
     Anchors: optimal 1; memoryless and random 1 / n_states: whatever the move in view, the state after it is uniform.
+    "previous_action" 1: the last answer is the state that the move acts on, so that an agent that sees what it did last
+    needs no memory.
     """
 
     def __init__(
@@ -101,7 +104,8 @@ class GroupTracking(VectorTask):
 
     @override
     def anchors(self) -> dict[str, float]:
-        return {"optimal": 1.0, "memoryless": 1 / self.n_states, "random": 1 / self.n_states}
+        chance = 1 / self.n_states
+        return {"optimal": 1.0, "memoryless": chance, "random": chance, "previous_action": 1.0}
 
     @override
     def oracle_actions(self) -> np.ndarray:
@@ -110,6 +114,10 @@ class GroupTracking(VectorTask):
     @override
     def memoryless_actions(self, observations: np.ndarray) -> np.ndarray:
         return np.zeros(len(observations), np.int64)
+
+    @override
+    def other_policies(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+        return {"previous_action": self._previous_action_actions}
 
     @override
     def render(self, row: int = 0) -> np.ndarray:
@@ -135,6 +143,10 @@ class GroupTracking(VectorTask):
             self._draw_move(canvas, below, shown - self.n_states)
         draw.progress(canvas, _GAP, below + _CELL + _GAP, width - 2 * _GAP, step / self.episode_length)
         return canvas.picture()
+
+    def _previous_action_actions(self, observations: np.ndarray) -> np.ndarray:
+        states, moves = np.split(observations, [self.n_states], axis=1)
+        return np.where(states.any(1), states.argmax(1), self._table[moves.argmax(1), self._answer])
 
     def _draw_move(self, canvas: draw.Canvas, top: float, move: int) -> None:
         """One tile for each thing that the move permutes, colored by the place that it goes to."""

@@ -1,13 +1,14 @@
 """Say what was last written under a key: associative recall, and overwriting."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from gymnasium import spaces
 from typing_extensions import override
 
 from envs import _drawing as draw
+from envs._order_blind import most_frequent, most_frequent_share
 from envs.task import Outcome, VectorTask
 
 MODES = ("write_then_query", "interleaved")
@@ -138,6 +139,10 @@ class KeyValueRecall(VectorTask):
         return np.zeros(len(observations), np.int64)
 
     @override
+    def other_policies(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+        return {"order_blind": self._order_blind_actions}
+
+    @override
     def render(self, row: int = 0) -> np.ndarray:
         n_columns = min(self.n_keys, 8)
         n_shelves = -(-self.n_keys // n_columns)
@@ -188,13 +193,18 @@ class KeyValueRecall(VectorTask):
         self._keys[at, times], self._values[at, times] = written, values
         self._keys[at, query_times], self._values[at, query_times] = queried, self.n_values
 
+    def _order_blind_actions(self, observations: np.ndarray) -> np.ndarray:
+        so_far = np.arange(self.episode_length + 1) <= self._step[:, None]
+        written = so_far & (self._keys == self._key[:, None]) & (self._values < self.n_values)
+        return most_frequent(self._values, written, self.n_values)
+
     def _order_blind_return(self) -> float:
         """Exact, over how often each key has been written when it is asked for.
 
         When `w` writes are over, all sets of `w` among the writes are equally likely. `ways[w, d]` counts those in
         which `d` keys have been written, `shares[w, d]` adds up the shares of the most frequent values in them.
         """
-        share = _most_frequent_share(max(self.counts), self.n_values)
+        share = most_frequent_share(max(self.counts), self.n_values)
         ways = np.zeros((self.n_writes + 1, self.n_keys + 1))
         ways[0, 0] = 1.0
         shares = np.zeros_like(ways)
@@ -227,22 +237,3 @@ def _sights(n_keys: int, n_values: int) -> np.ndarray:
     values = np.tile(np.eye(n_values + 1), (n_keys, 1))
     seen = np.hstack([keys, values])
     return np.vstack([seen, np.zeros((n_values + 1, seen.shape[1]))]).astype(np.float32)
-
-
-def _most_frequent_share(most_writes: int, n_values: int) -> Sequence[float]:
-    """For each number of writes, the expected share of the most frequent of `n_values` equally likely values.
-
-    The values' counts are independent Poisson numbers, given their sum.
-    """
-    numbers = np.arange(most_writes + 1)
-    factorials = np.array([math.lgamma(n + 1) for n in numbers])
-    rate = max(most_writes, 1) / n_values
-    one = np.exp(numbers * math.log(rate) - rate - factorials)
-    total = np.exp(numbers * math.log(rate * n_values) - rate * n_values - factorials)
-    expected = np.zeros(most_writes + 1)
-    for limit in range(most_writes):  # E[most frequent] is the sum of P(most frequent > limit)
-        none_above = np.ones(1)
-        for _ in range(n_values):
-            none_above = np.convolve(none_above, np.where(numbers <= limit, one, 0.0))[: most_writes + 1]
-        expected += 1 - none_above / total
-    return [0.0, *(expected[1:] / numbers[1:])]  # a key that was never written has no part in anything

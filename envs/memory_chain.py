@@ -1,5 +1,8 @@
 """bsuite's memory chain: bits, a delay, and a question about one of them."""
 
+import math
+from collections.abc import Callable, Mapping
+
 import numpy as np
 from gymnasium import spaces
 from typing_extensions import override
@@ -31,7 +34,10 @@ class MemoryChain(VectorTask):
     Arguments: `memory_length`, steps from the first sight of the bits to the question (default 10; with 1 no memory is
     needed); `n_bits` (default 1).
 
-    Anchors: optimal 1; memoryless and random 0, because what is seen last says nothing of the bits.
+    Anchors: optimal 1; memoryless and random 0, because what is seen last says nothing of the bits. "previous_action":
+    nothing that is done before the end has an effect, so an agent that sees what it did last can hold one bit. Best is
+    the majority of the bits, E|sum of bits| / n_bits, because every bit is as likely to be asked for: of one bit 1, of
+    three 1/2.
     """
 
     def __init__(self, n_envs: int, *, memory_length: int = 10, n_bits: int = 1) -> None:
@@ -48,7 +54,7 @@ class MemoryChain(VectorTask):
         self._bits = np.zeros((n_envs, n_bits), np.int64)
         self._asked = np.zeros(n_envs, np.int64)  # the number of the bit that is asked for
         self._steps = np.zeros(n_envs, np.int64)
-        self._answer = np.full(n_envs, -1)  # for the picture
+        self._action = np.full(n_envs, -1)  # the last one
 
     @override
     def begin(self, rows: np.ndarray) -> None:
@@ -56,13 +62,13 @@ class MemoryChain(VectorTask):
         self._bits[rows] = draws[:, 1:] < 0.5
         self._asked[rows] = (draws[:, 0] * self.n_bits).astype(np.int64)
         self._steps[rows] = 0
-        self._answer[rows] = -1
+        self._action[rows] = -1
 
     @override
     def advance(self, actions: np.ndarray) -> Outcome:
         self._steps += 1
         terminated = self._steps == self.memory_length + 1
-        self._answer = np.where(terminated, actions, -1)
+        self._action = np.array(actions)
         success = terminated & (actions == self._due())
         rewards = np.where(terminated, np.where(success, 1.0, -1.0), 0.0)
         return Outcome(self.observe(), rewards, terminated, np.zeros(self.n_envs, bool), success)
@@ -78,7 +84,11 @@ class MemoryChain(VectorTask):
 
     @override
     def anchors(self) -> dict[str, float]:
-        return {"optimal": 1.0, "memoryless": float(self.memory_length == 1), "random": 0.0}
+        anchors = {"optimal": 1.0, "memoryless": float(self.memory_length == 1), "random": 0.0}
+        if self.memory_length == 1:
+            return anchors
+        n_others = self.n_bits - 1
+        return anchors | {"previous_action": math.comb(n_others, n_others // 2) / 2**n_others}
 
     @override
     def oracle_actions(self) -> np.ndarray:
@@ -90,19 +100,27 @@ class MemoryChain(VectorTask):
         return (observations[np.arange(len(observations)), 2 + asked] > 0).astype(np.int64)
 
     @override
+    def other_policies(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+        return {"previous_action": self._previous_action_actions} if self.memory_length > 1 else {}
+
+    @override
     def render(self, row: int = 0) -> np.ndarray:
         width = max(self.n_bits, 3) * (_CARD + _GAP) + _GAP
         canvas = draw.Canvas(width, _CARD + 5 * _GAP)
-        time, answer = int(self._time()[row]), int(self._answer[row])
+        time, is_over = int(self._time()[row]), self._steps[row] > self.memory_length
         is_asked = time >= self.memory_length - 1
         for place, bit in enumerate(self._bits[row].tolist()):
             left = _GAP + place * (_CARD + _GAP)
             if is_asked and place == self._asked[row]:
-                color = draw.INK if answer < 0 else draw.GOOD if answer == bit else draw.BAD
+                color = draw.INK if not is_over else draw.GOOD if self._action[row] == bit else draw.BAD
                 draw.frame(canvas, left, _GAP, _CARD, _CARD, color)
             draw.card(canvas, left, _GAP, _CARD, bit, 2, faint=time > 0)
         draw.progress(canvas, _GAP, _CARD + 3 * _GAP, width - 2 * _GAP, time / self.memory_length)
         return canvas.picture()
+
+    def _previous_action_actions(self, observations: np.ndarray) -> np.ndarray:
+        bits = observations[:, 2:]
+        return np.where(bits.any(1), bits.sum(1) > 0, self._action.clip(0)).astype(np.int64)
 
     def _time(self) -> np.ndarray:
         """bsuite's clock, which starts with the second step."""

@@ -40,6 +40,8 @@ class MiniGridTMaze(MiniGridEnv):
     t steps left enter the left and the right arm in time with probability l(t) and r(t). Both grow with t and
     l(t) + r(t) <= 1, so whatever arrival times its view of the cue brought about,
     (l(t) + r(t')) / 2 <= (l(max) + r(max)) / 2 <= 1/2. Random: `anchors()` computes it.
+    "clock" 1: whoever turns away and back at the start after one of the two cues reaches the junction two steps later
+    than after the other, and knows the side by the step.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class MiniGridTMaze(MiniGridEnv):
 
     def anchors(self) -> dict[str, float]:
         """Expected return of the best policy, of the best one without memory and of uniformly random actions."""
-        return {"optimal": 1.0, "memoryless": 0.5, "random": self._random_return()}
+        return {"optimal": 1.0, "memoryless": 0.5, "random": self._random_return(), "clock": 1.0}
 
     @property
     def _junction(self) -> int:

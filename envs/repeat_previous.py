@@ -1,10 +1,13 @@
 """Say what was shown k steps ago: a delay line, where order and capacity count."""
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 from gymnasium import spaces
 from typing_extensions import override
 
 from envs import _drawing as draw
+from envs._order_blind import most_frequent, most_frequent_share
 from envs.task import Outcome, VectorTask
 
 _CARD, _GAP = 56, 10
@@ -31,7 +34,8 @@ class RepeatPrevious(VectorTask):
     Arguments: `k` (default 4), `n_symbols` (default 4), `episode_length` (default 32).
 
     Anchors: optimal 1; memoryless and random 1 / n_symbols, because the symbol asked for is independent of the one in
-    view.
+    view, and of the step. "order_blind": whoever knows how often each symbol was shown before the one in view, and not
+    when, names the most frequent one: each of those before is as likely to be the one of `k` steps ago.
     """
 
     def __init__(self, n_envs: int, *, k: int = 4, n_symbols: int = 4, episode_length: int = 32) -> None:
@@ -77,7 +81,9 @@ class RepeatPrevious(VectorTask):
 
     @override
     def anchors(self) -> dict[str, float]:
-        return {"optimal": 1.0, "memoryless": 1 / self.n_symbols, "random": 1 / self.n_symbols}
+        chance = 1 / self.n_symbols
+        shares = most_frequent_share(self.episode_length - 1, self.n_symbols)[self.k :]  # by the step, from k on
+        return {"optimal": 1.0, "memoryless": chance, "random": chance, "order_blind": float(np.mean(shares))}
 
     @override
     def oracle_actions(self) -> np.ndarray:
@@ -86,6 +92,10 @@ class RepeatPrevious(VectorTask):
     @override
     def memoryless_actions(self, observations: np.ndarray) -> np.ndarray:
         return np.zeros(len(observations), np.int64)
+
+    @override
+    def other_policies(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+        return {"order_blind": self._order_blind_actions}
 
     @override
     def render(self, row: int = 0) -> np.ndarray:
@@ -103,6 +113,10 @@ class RepeatPrevious(VectorTask):
         share = step / self.episode_length
         draw.progress(canvas, _GAP, 3 * _CARD + 3 * _GAP, n_cards * (_CARD + _GAP) - _GAP, share)
         return canvas.picture()
+
+    def _order_blind_actions(self, observations: np.ndarray) -> np.ndarray:
+        before = np.arange(self._symbols.shape[1]) < self.k + self._step[:, None]
+        return most_frequent(self._symbols, before, self.n_symbols)  # the blanks are none of them
 
     def _draw_card(self, canvas: draw.Canvas, place: int, symbol: int, *, is_now: bool, is_asked: bool) -> None:
         """The card in view is in color, those before it lie face down, seen only through the paper."""

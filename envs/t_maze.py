@@ -1,5 +1,7 @@
 """T-mazes in a row: retention of one bit over a corridor, and overwriting it in the next."""
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 from gymnasium import spaces
 from typing_extensions import override
@@ -35,7 +37,12 @@ class TMaze(VectorTask):
 
     Anchors: optimal 1. Memoryless (1 - 2**-n_corridors) / n_corridors: all junctions look alike, so each turn is right
     half of the time, and any return beyond that needs the turns before it to have been right. Random: `anchors()`
-    computes it.
+    computes it. "clock" 1, where the lengths are equal or there is but one corridor: whoever waits in the first cell
+    for an even or an odd step, as the cue tells, knows the side by the step at which the junction is reached. (With one
+    corridor of unknown length: who leaves at once or after `length` steps.) With several corridors "order_blind": who
+    knows how many cues were left and how many right, and not which came last, goes right in the first corridors and
+    takes the first left turn when there has been a left cue. Of the 2**j sequences of j cues that leads through one for
+    each number of left cues, j + 1, and no policy of the counts through more.
     """
 
     def __init__(self, n_envs: int, *, length: int = 10, n_corridors: int = 1, uniform: bool = False) -> None:
@@ -96,8 +103,13 @@ class TMaze(VectorTask):
 
     @override
     def anchors(self) -> dict[str, float]:
-        memoryless = (1 - 0.5**self.n_corridors) / self.n_corridors
-        return {"optimal": 1.0, "memoryless": memoryless, "random": self._random_return()}
+        n = self.n_corridors
+        anchors = {"optimal": 1.0, "memoryless": (1 - 0.5**n) / n, "random": self._random_return()}
+        if self._clock_tells_all:
+            anchors["clock"] = 1.0
+        if n > 1:
+            anchors["order_blind"] = (3 - (n + 3) * 0.5**n) / n  # the sum of (j + 1) / 2**j for j = 1..n
+        return anchors
 
     @override
     def oracle_actions(self) -> np.ndarray:
@@ -106,6 +118,11 @@ class TMaze(VectorTask):
     @override
     def memoryless_actions(self, observations: np.ndarray) -> np.ndarray:
         return np.where(observations[:, 2] == 1, LEFT, FORWARD)
+
+    @override
+    def other_policies(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+        clock = {"clock": self._clock_actions} if self._clock_tells_all else {}
+        return clock | ({"order_blind": self._order_blind_actions} if self.n_corridors > 1 else {})
 
     @override
     def render(self, row: int = 0) -> np.ndarray:
@@ -118,6 +135,24 @@ class TMaze(VectorTask):
             corridor=int(self._corridor[row]),
             n_corridors=self.n_corridors,
         )
+
+    @property
+    def _clock_tells_all(self) -> bool:
+        return not self.uniform or self.n_corridors == 1
+
+    def _clock_actions(self, observations: np.ndarray) -> np.ndarray:
+        left, right, at_junction = observations[:, :3].T > 0
+        if self.uniform:
+            waits, side = right & (self._steps < self.length), np.where(self._steps > self.length, RIGHT, LEFT)
+        else:
+            is_odd, has_left_at_odd = self._steps % 2 == 1, (self._steps - self.length) % 2 == 1
+            waits, side = (left & is_odd) | (right & ~is_odd), np.where(has_left_at_odd, RIGHT, LEFT)
+        return np.where(at_junction, side, np.where(waits, LEFT, FORWARD))
+
+    def _order_blind_actions(self, observations: np.ndarray) -> np.ndarray:
+        so_far = np.arange(self.n_corridors) <= self._corridor[:, None]
+        side = np.where(((self._sides == LEFT) & so_far).any(1), LEFT, RIGHT)
+        return np.where(observations[:, 2] > 0, side, FORWARD)
 
     def _enter_corridor(self, rows: np.ndarray) -> None:
         corridors = self._corridor[rows]

@@ -1,5 +1,7 @@
 """Count how often each symbol was seen: the task for which adding is enough."""
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 from gymnasium import spaces
 from typing_extensions import override
@@ -104,12 +106,15 @@ class Tally(VectorTask):
 
     @override
     def memoryless_actions(self, observations: np.ndarray) -> np.ndarray:
-        parts = observations.reshape(len(observations), self._n_parts, self.n_symbols)
-        in_view = (parts[:, :1] * parts[:, 1:]).sum(2) > 0
+        in_view = self._in_view(observations)
         if self.question == "more_frequent":
             return in_view[:, 1].astype(np.int64)
         unseen, seen = self._count_distributions()
         return np.where(in_view[:, 0], seen.sum(0).argmax(), unseen.sum(0).argmax())
+
+    @override
+    def other_policies(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+        return {"clock": self._clock_actions if self.question == "count" else self.memoryless_actions}
 
     @override
     def render(self, row: int = 0) -> np.ndarray:
@@ -133,6 +138,15 @@ class Tally(VectorTask):
             self._draw_answer(canvas, row, top + _CARD + 2 * _GAP)
         draw.progress(canvas, _GAP, top + 2 * _CARD + 2 * _GAP, width - 2 * _GAP, step / self.episode_length)
         return canvas.picture()
+
+    def _in_view(self, observations: np.ndarray) -> np.ndarray:
+        """Whether what is asked for is the symbol in view, bool[n_envs, 1] or, of two, bool[n_envs, 2]."""
+        parts = observations.reshape(len(observations), self._n_parts, self.n_symbols)
+        return (parts[:, :1] * parts[:, 1:]).sum(2) > 0
+
+    def _clock_actions(self, observations: np.ndarray) -> np.ndarray:
+        unseen, seen = (counts.argmax(1)[self._step] for counts in self._count_distributions())
+        return np.where(self._in_view(observations)[:, 0], seen, unseen)
 
     def _draw_answer(self, canvas: draw.Canvas, row: int, top: float) -> None:
         """The last answer as so many dots, or as the card that was named; its color says whether it was right."""

@@ -6,7 +6,7 @@ as among 400, and alone behind `TaskEnv` as row 0.
 """
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -73,7 +73,12 @@ class VectorTask(abc.ABC):
 
     @abc.abstractmethod
     def anchors(self) -> dict[str, float]:
-        """Expected return of the best policy ("optimal"), of the best one without memory, and of random actions."""
+        """Expected return of the best policy ("optimal"), of the best one without memory, and of random actions.
+
+        Where they tell more, also of the best policies without memory that know the step of the episode ("clock") or
+        what they did last ("previous_action"), and of those that know what has been seen and how often, but not in
+        which order ("order_blind").
+        """
 
     @abc.abstractmethod
     def oracle_actions(self) -> np.ndarray:
@@ -82,6 +87,13 @@ class VectorTask(abc.ABC):
     @abc.abstractmethod
     def memoryless_actions(self, observations: np.ndarray) -> np.ndarray:
         """Actions of a best policy that sees only the present observations, [n_envs]."""
+
+    def other_policies(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+        """For each anchor that is not of every task, a policy that returns it: from observations to actions, [n_envs].
+
+        What a policy may know besides the observations, it takes from the task, as an oracle does.
+        """
+        return {}
 
     def reset(self, seed: int | None = None) -> np.ndarray:
         """Start every row anew; with a seed, also its random stream. Returns the observations."""

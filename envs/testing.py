@@ -5,7 +5,7 @@
 and `best_memoryless_value`, which finds by search how far a policy without memory can get.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -88,11 +88,8 @@ def check_anchors(make_task: MakeTask, *, n_episodes: int = 2000, seed: int = 0)
     task = make_task(100)
     anchors = task.anchors()
     rng = np.random.default_rng(seed)
-    policies: Mapping[str, Policy] = {
-        "optimal": lambda task, observations: task.oracle_actions(),
-        "memoryless": lambda task, observations: task.memoryless_actions(observations),
-        "random": lambda task, observations: random_actions(task, rng),
-    }
+    policies = reference_policies(task, rng)
+    assert policies.keys() == anchors.keys(), f"anchors {list(anchors)}, but policies {list(policies)}"
     for name, policy in policies.items():
         scores = play(task, policy, n_episodes=n_episodes, seed=seed)
         tolerance = 1e-9 + _SIGMAS * scores.returns.std() / np.sqrt(n_episodes)
@@ -100,10 +97,27 @@ def check_anchors(make_task: MakeTask, *, n_episodes: int = 2000, seed: int = 0)
             f"anchor {name!r} is {anchors[name]}, but its policy returns {scores.returns.mean()} +- {tolerance}"
         )
     assert anchors["random"] <= anchors["memoryless"] < anchors["optimal"], f"anchors out of order: {anchors}"
+    others = [anchors[name] for name in task.other_policies()]
+    assert all(anchors["memoryless"] <= value <= anchors["optimal"] for value in others), f"out of order: {anchors}"
     assert play(task, policies["optimal"], n_episodes=100, seed=seed).successes.all(), "an optimal episode fails"
 
 
 Policy = Callable[[VectorTask, np.ndarray], np.ndarray]
+
+
+def reference_policies(task: VectorTask, rng: np.random.Generator) -> dict[str, Policy]:
+    """For each anchor of the task, the policy whose expected return it is; `rng` draws the random actions."""
+    others = {name: _without_task(policy) for name, policy in task.other_policies().items()}
+    return {
+        "optimal": lambda task, observations: task.oracle_actions(),
+        "memoryless": lambda task, observations: task.memoryless_actions(observations),
+        "random": lambda task, observations: random_actions(task, rng),
+        **others,
+    }
+
+
+def _without_task(policy: Callable[[np.ndarray], np.ndarray]) -> Policy:
+    return lambda task, observations: policy(observations)
 
 
 class Scores(NamedTuple):

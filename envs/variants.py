@@ -1,5 +1,6 @@
 """What every NumPy task can also be: one that shows the answer, and one whose rows are out of step."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,9 @@ class TaskVariant(VectorTask):
     @override
     def anchors(self) -> dict[str, float]:
         anchors = self.task.anchors()
-        return {**anchors, "memoryless": anchors["optimal"]} if self.oracle else anchors
+        if not self.oracle:
+            return anchors
+        return {"optimal": anchors["optimal"], "memoryless": anchors["optimal"], "random": anchors["random"]}
 
     @override
     def oracle_actions(self) -> np.ndarray:
@@ -89,6 +92,10 @@ class TaskVariant(VectorTask):
             answers = observations[:, -self._n_answers :]
             return answers.argmax(1) if isinstance(self.action_space, spaces.Discrete) else answers
         return self.task.memoryless_actions(observations)
+
+    @override
+    def other_policies(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+        return {} if self.oracle else self.task.other_policies()
 
     def _with_answers(self, observations: np.ndarray) -> np.ndarray:
         if self.oracle:

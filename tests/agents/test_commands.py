@@ -88,7 +88,7 @@ def test_list_tells_of_every_task_what_it_isolates_its_anchors_and_its_speed(
         first, second, *_ = out.partition(f"  {env_id} ")[2].splitlines()
         assert f"isolates {task.isolates}" in first
         assert ("cannot run here" if "Lander" in env_id else "steps/s") in second
-    assert "steps/s; optimal 3, memoryless 0.8662, random 0.183\n" in out
+    assert "steps/s; optimal 3, memoryless 0.8662, random 0.183, clock 2.985, order blind 2.245\n" in out
     assert "steps/s; optimal 1, memoryless 0.5, random " in out.split("fwp/MiniGrid-TMaze-v0")[1]
     for name, tasks in suites().items():
         assert re.search(rf"  suite:{name} +{', '.join(tasks) or 'not installed'}\n", out + "\n")

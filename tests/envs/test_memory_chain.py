@@ -1,5 +1,7 @@
 """The memory chain is bsuite's, step by step."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -50,6 +52,14 @@ def test_the_shortest_chain_needs_no_memory():
         observations = step.observations
     assert step.success.all()
     assert task.anchors()["memoryless"] == 1
+
+
+def test_the_majority_is_the_best_bit_to_hold():
+    """Red if a function of the bits tells more of the one that will be asked for than the anchor says."""
+    chains = np.array(list(itertools.product([-1, 1], repeat=3)))
+    held = np.array(list(itertools.product([-1, 1], repeat=len(chains))))
+    best = np.abs(held @ chains / len(chains)).mean(1).max()  # of each bit asked for, by what is held
+    assert MemoryChain(1, n_bits=3).anchors()["previous_action"] == pytest.approx(best)
 
 
 def test_options_are_checked():

@@ -186,6 +186,22 @@ def test_a_policy_without_memory_guesses():
     assert abs(mean - env.unwrapped.anchors()["memoryless"]) < 5 * 0.5 / np.sqrt(300)
 
 
+def test_a_clock_makes_the_time_of_arrival_a_memory():
+    """Red if who sees the view and the step, and nothing else, cannot know the side."""
+    env = envs.make("fwp/MiniGrid-TMaze-v0", length=4, observation="symbolic")
+
+    def by_the_clock(observation, memory, maze):
+        assert memory is None
+        step, saw_ball = maze.step_count, 6 in observation[0::3]
+        if step == 0:
+            return (LEFT if saw_ball else FORWARD), None  # turn away
+        if step == 1 and maze.agent_pos[0] == 1:
+            return RIGHT, None  # and back
+        return walk_then_turn(maze, LEFT if step <= maze.length + 1 else RIGHT), None
+
+    assert play(env, by_the_clock, 20) == env.unwrapped.anchors()["clock"] == 1.0
+
+
 def test_random_actions_return_what_the_anchor_says():
     env = envs.make("fwp/MiniGrid-TMaze-v0", length=3)
     rng = np.random.default_rng(0)

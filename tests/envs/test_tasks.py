@@ -19,10 +19,11 @@ from envs.t_maze import TMaze
 from envs.tally import Tally
 from envs.task import Outcome, TaskVectorEnv
 from envs.tasks import VECTOR_TASKS
-from envs.testing import check_task, play, random_actions
+from envs.testing import check_task, play, reference_policies
 
 TASKS = {
     "one corridor": lambda n_envs: TMaze(n_envs, length=4),
+    "one corridor of any length": lambda n_envs: TMaze(n_envs, length=4, uniform=True),
     "three corridors": lambda n_envs: TMaze(n_envs, length=3, n_corridors=3),
     "corridors of any length": lambda n_envs: TMaze(n_envs, length=5, n_corridors=2, uniform=True),
     "endless corridors": lambda n_envs: EndlessTMaze(n_envs, length=4, n_corridors=2),
@@ -60,12 +61,7 @@ def test_the_anchors_of_the_defaults_hold_within_a_percent_of_the_best_return(en
     anchors = task.anchors()
     # fewer where they are longer, for as many steps; more where each is a toss of a coin
     n_episodes = 4000 if hasattr(task, "noise") else 100_000 if isinstance(task, MemoryChain) else 20_000
-    policies = {
-        "optimal": lambda task, observations: task.oracle_actions(),
-        "memoryless": lambda task, observations: task.memoryless_actions(observations),
-        "random": lambda task, observations: random_actions(task, rng),
-    }
-    for name, policy in policies.items():
+    for name, policy in reference_policies(task, rng).items():
         mean = play(task, policy, n_episodes=n_episodes, seed=2).returns.mean()
         assert mean == pytest.approx(anchors[name], abs=0.01 * (anchors["optimal"] - anchors["random"]))
 
@@ -93,6 +89,16 @@ class _PaysTooMuch(TMaze):
         return outcome._replace(rewards=2 * outcome.rewards)
 
 
+class _PromisesTheClockTooMuch(TMaze):
+    def anchors(self):
+        return super().anchors() | {"clock": 0.98}
+
+
+class _KeepsAPolicyToItself(TMaze):
+    def other_policies(self):
+        return {}
+
+
 class _SharesOneStream(TMaze):
     def begin(self, rows):
         self.rngs = [self.rngs[0]] * self.n_envs
@@ -106,7 +112,17 @@ class _IgnoresTheSeed(TMaze):
 
 
 @pytest.mark.parametrize(
-    "wrong", [_ForgetsToReset, _LeaksTheCue, _EndsInBothWays, _PaysTooMuch, _SharesOneStream, _IgnoresTheSeed]
+    "wrong",
+    [
+        _ForgetsToReset,
+        _LeaksTheCue,
+        _EndsInBothWays,
+        _PaysTooMuch,
+        _PromisesTheClockTooMuch,
+        _KeepsAPolicyToItself,
+        _SharesOneStream,
+        _IgnoresTheSeed,
+    ],
 )
 def test_the_check_has_teeth(wrong):
     with pytest.raises(AssertionError):
