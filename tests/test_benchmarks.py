@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from benchmarks.bsuite import Regret
 from benchmarks.learning import as_markdown
 from benchmarks.questions import QUESTIONS
 
@@ -35,6 +37,19 @@ def test_learning_puts_published_numbers_beside_ours() -> None:
         *_, delta, lstm, _, _ = as_markdown(name, QUESTIONS[name], {"rows": rows}).splitlines()
         assert delta.startswith("| delta | 7 | 0.500 | 5 |")
         assert lstm.endswith(ending)
+
+
+@pytest.mark.parametrize("share_wrong", [0.2, 0.36, 0.375, 0.39, 0.5])
+def test_bsuite_stops_early_only_where_the_verdict_is_certain(share_wrong: float) -> None:
+    """Red if an agent that is stopped would have had another verdict at the end, or if the bar is not below 0.375."""
+    wrong = np.random.default_rng(0).permutation(1000) < 1000 * share_wrong
+    regret = Regret(1000)
+    for is_wrong in wrong:
+        regret.locals = {"infos": [{}, {"episode": {}, "is_success": not is_wrong}]}
+        if not regret._on_step():
+            break
+    assert regret.left > 0
+    assert regret.is_solved == (share_wrong < 0.375)
 
 
 def test_gpu_benchmark_times_nothing_where_a_kernel_is_wrong(tmp_path: Path) -> None:
