@@ -110,7 +110,7 @@ def make_pool(env_id: str, n_envs: int, *, wrappers: Sequence[str] = (), **optio
     """
     original = make(env_id, wrappers=wrappers, **options)
     if wrappers:
-        raise ValueError(f"EnvPool has no wrappers, got {wrappers[0]}; leave wrappers or engine out")
+        raise ValueError(f"EnvPool has no wrappers, got {wrappers[0]}: leave the wrappers or engine out")
     return pool_of(original, resolve(env_id), n_envs, options)
 
 

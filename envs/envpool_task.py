@@ -20,12 +20,18 @@ from envs.registry import MissingDependencyError, UnknownEnvironmentError, did_y
 from envs.task import VectorStep
 
 _MINIGRID_PREFIXES = ("MiniGrid-", "BabyAI-")
+# No view_size: EnvPool 1.2.5 writes past its memory where the view is smaller than 7.
 _MINIGRID_OPTIONS = ("observation", "actions", "mission", "max_steps")
 _CLASSIC_CONTROL = ("CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0")
 _MISSIONS = 4096  # whose encodings are kept
 _INSTALL = 'envpool is not installed: pip install -e ".[envpool]"'
 
-DIFFERENT: Mapping[str, str] = MappingProxyType({})
+DIFFERENT: Mapping[str, str] = MappingProxyType(
+    {
+        "BabyAI-ActionObjDoor-v0": "some of its doors are locked",
+        "BabyAI-SynthS5R2-v0": "it never comes back from a reset",
+    }
+)
 """What EnvPool has under the name of something else, and how it differs."""
 
 
@@ -84,13 +90,13 @@ def pool_of(original: gymnasium.Env, env_id: str, n_envs: int, options: Mapping[
     if find_spec("envpool") is None:
         raise MissingDependencyError(_INSTALL)
     if env_id in DIFFERENT:
-        raise UnknownEnvironmentError(f"EnvPool's {env_id} is not the original: {DIFFERENT[env_id]}; leave engine out")
+        raise UnknownEnvironmentError(f"EnvPool's {env_id} is not the original, {DIFFERENT[env_id]}: leave engine out")
     if env_id not in (ids := pool_ids()):
-        raise UnknownEnvironmentError(f"EnvPool has no {env_id}{did_you_mean(env_id, ids)}; or leave engine out")
+        raise UnknownEnvironmentError(f"EnvPool has no {env_id}: leave engine out{did_you_mean(env_id, ids)}")
     known = _MINIGRID_OPTIONS if env_id.startswith(_MINIGRID_PREFIXES) else ()
     if unknown := [name for name in options if name not in known]:
         takes = f"it takes {', '.join(known)}" if known else "it takes none"
-        raise ValueError(f"EnvPool's {env_id} has no option {unknown[0]!r}; {takes}; or leave engine out")
+        raise ValueError(f"EnvPool's {env_id} has no option {unknown[0]!r}, {takes}: leave the option or engine out")
     settings = {"max_episode_steps": options["max_steps"]} if options.get("max_steps") else {}
     return EnvPoolTask(original, env_id, n_envs, **settings)
 
