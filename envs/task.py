@@ -42,7 +42,8 @@ class VectorTask(abc.ABC):
     """`n_envs` copies of a task.
 
     Abstract or final: a task defines its spaces, `begin`, `advance`, `observe` and `render`, and what it takes to know
-    how good an agent is: `anchors`, `oracle_actions` and `memoryless_actions`. `envs.testing.check_task` checks them.
+    how good an agent is: `anchors`, `oracle_actions` and `memoryless_actions`, and `other_policies` for anchors besides.
+    `envs.testing.check_task` checks them.
     """
 
     observation_space: spaces.Space  # of one row
