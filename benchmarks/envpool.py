@@ -188,7 +188,7 @@ def measure_apart(env_id: str, n_rows: int, repeats: int) -> dict[str, Any]:
 
 def as_markdown(result: dict[str, Any]) -> str:
     rows = result["ids"]
-    agree = {env_id: row for env_id, row in rows.items() if row.get("differences") == []}
+    agree = {env_id: row for env_id, row in rows.items() if row.get("differences") == [] and env_id not in DIFFERENT}
     lines = [
         f"# EnvPool {result['envpool']}",
         "",
@@ -210,9 +210,16 @@ def as_markdown(result: dict[str, Any]) -> str:
         lines.append(f"| `{env_id}` | {cells} | {row['ratio']:.2f} |")
     others = {env_id: row for env_id, row in rows.items() if env_id not in agree}
     if others:
-        lines += ["", "The others (`--engine envpool` refuses what is different):", "", "| | |", "|---|---|"]
+        lines += [
+            "",
+            "`--engine envpool` refuses the others:",
+            "",
+            "| | how it shows here | what it is |",
+            "|---|---|---|",
+        ]
     for env_id, row in others.items():
-        lines.append(f"| `{env_id}` | {'; '.join(row.get('differences') or ['not measured: ' + row['fault']])} |")
+        shows = row["fault"] if "fault" in row else "; ".join(row["differences"])
+        lines.append(f"| `{env_id}` | {shows} | {DIFFERENT.get(env_id, '')} |")
     return "\n".join(lines) + "\n"
 
 

@@ -27,14 +27,26 @@ _CLASSIC_CONTROL = ("CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCar-v0"
 _MISSIONS = 4096  # whose encodings are kept
 _INSTALL = 'envpool is not installed: pip install -e ".[envpool]"'
 
+_CARRYING = ("S5N2", "S6N3", "S7N4")
+_MAZES = (
+    "1Dlh-v0",
+    "1Dlhb-v0",
+    "2Dlh-v0",
+    "2Dlhb-v0",
+    "2Dlhb-v1",
+    "1Q-v0",
+    "1Q-v1",
+    "2Q-v0",
+    "2Q-v1",
+    "Full-v0",
+    "Full-v1",
+)
 DIFFERENT: Mapping[str, str] = MappingProxyType(
     {
         "BabyAI-ActionObjDoor-v0": "some of its doors are locked",
-        **dict.fromkeys(
-            ("BabyAI-PutNextS5N2Carrying-v0", "BabyAI-PutNextS6N3Carrying-v0", "BabyAI-PutNextS7N4Carrying-v0"),
-            "what is carried is in its first view",
-        ),
+        **{f"BabyAI-PutNext{size}Carrying-v0": "what is carried is in its first view" for size in _CARRYING},
         "BabyAI-SynthS5R2-v0": "it never comes back from a reset",
+        **{f"MiniGrid-ObstructedMaze-{name}": "its boxes are blue and not grey" for name in _MAZES},
     }
 )
 """What EnvPool has under the name of something else, and how it differs."""

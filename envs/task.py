@@ -42,7 +42,7 @@ class VectorTask(abc.ABC):
     """`n_envs` copies of a task.
 
     Abstract or final: a task defines its spaces, `begin`, `advance`, `observe` and `render`, and what it takes to know
-    how good an agent is: `anchors`, `oracle_actions` and `memoryless_actions`, and `other_policies` for anchors besides.
+    how good an agent is: `anchors`, `oracle_actions` and `memoryless_actions`, and `other_policies` for other anchors.
     `envs.testing.check_task` checks them.
     """
 
