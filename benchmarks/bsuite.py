@@ -1,6 +1,6 @@
 """How do our memories score in bsuite's memory experiments?
 
-    nice python -m benchmarks.bsuite                          # 20 minutes; writes benchmarks/results/bsuite.{json,md}
+    nice python -m benchmarks.bsuite                          # 20 minutes of a core; writes benchmarks/results/bsuite.{json,md}
     python -m benchmarks.bsuite --memory gru --experiment memory_size     # what you ask for, writes nothing
     python -m benchmarks.bsuite --smoke                       # seconds, writes nothing
 
