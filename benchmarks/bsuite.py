@@ -1,8 +1,8 @@
 """How do our memories score in bsuite's memory experiments?
 
-    nice python -m benchmarks.bsuite                          # 20 minutes of a core; writes benchmarks/results/bsuite.{json,md}
-    python -m benchmarks.bsuite --memory gru --experiment memory_size     # what you ask for, writes nothing
-    python -m benchmarks.bsuite --smoke                       # seconds, writes nothing
+    nice python -m benchmarks.bsuite                  # 20 minutes of a core; writes benchmarks/results/bsuite.{json,md}
+    python -m benchmarks.bsuite --memory gru          # what you ask for (see --help), writes nothing
+    python -m benchmarks.bsuite --smoke               # seconds, writes nothing
 
 The experiments `memory_len` and `memory_size` of bsuite (Osband et al. 2020, "Behaviour Suite for Reinforcement
 Learning", arXiv 1908.03568) on `fwp/MemoryChain-v0`, which follows their code: the published sweeps, 10 000 episodes
