@@ -169,8 +169,8 @@ def as_markdown(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="one tiny repeat without an environment, nothing written")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--iterations", type=int, default=3, help="rollouts and updates per repeat")
+    parser.add_argument("--repeats", type=int, default=21)
+    parser.add_argument("--iterations", type=int, default=1, help="rollouts and updates per repeat")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     # Beside other processes, as in a test, a second thread is mostly waited for.
