@@ -14,23 +14,23 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Image, KVWriter, Logger, TensorBoardOutputFormat
-from stable_baselines3.common.utils import LinearSchedule, safe_mean
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.utils import safe_mean
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from agents.checkpoints import begin_stretch, load_checkpoint, save_checkpoint
 from agents.config import TrainConfig, config_problems, to_json
 from agents.episodes import EVALUATION_SEED
-from agents.errors import AgentsError, EnvironmentFaultError, InterruptedRunError, RunFileError, UsageError
+from agents.errors import EnvironmentFaultError, InterruptedRunError, RunFileError, UsageError
 from agents.evaluation import evaluate_policy_on, summarize
 from agents.interrupts import Interrupts
+from agents.model import build_model, make_training_env, ppo_problems
 from agents.panels import still_pictures
 from agents.progress import Progress, format_seconds
 from agents.provenance import changed_versions, git_commit, machine, now, versions
@@ -48,7 +48,7 @@ from agents.runs import (
     read_run,
     write_json,
 )
-from agents.vec_env import NormalizedRewards, best_workers, make_vec_env, policy_name, seed_training
+from agents.vec_env import best_workers
 from fwp_rl.registry import memory_name
 from fwp_rl.sb3 import MemoryPPO, NonFiniteError, RolloutSample, WorkerError, diagnose
 
@@ -75,7 +75,7 @@ def train(
     if not overwrite and directory.exists():
         create_run_directory(directory, overwrite=False)  # refuse before anything slow happens
     if problems := config_problems(config):
-        raise UsageError("\n".join(problems + _ppo_problems(config)))
+        raise UsageError("\n".join(problems + ppo_problems(config)))
     _train(config, lambda: create_run_directory(directory, overwrite=overwrite), quiet)
     return directory
 
@@ -115,38 +115,11 @@ def _train(config: TrainConfig, make_paths: Callable[[], RunPaths], quiet: bool)
                 config.env_id, config.n_envs, config.planned_steps, config.env_options, config.wrappers
             )
         config = dataclasses.replace(config, workers=workers)
-    with contextlib.closing(_make_training_env(config)) as venv, Interrupts() as interrupts:
+    with contextlib.closing(make_training_env(config)) as venv, Interrupts() as interrupts:
         model = build_model(config, venv)
         paths = make_paths()
         with claimed(paths):
             _Run(config, model, paths, quiet).learn(interrupts)
-
-
-def build_model(config: TrainConfig, venv: VecEnv) -> MemoryPPO:
-    """The learner of `config` on `venv`; UsageError with one line for each setting that cannot work."""
-    special = ("learning_rate_schedule", "ent_coef_final", "log_std_init", "normalize_reward")
-    settings = {name: value for name, value in asdict(config.ppo).items() if name not in special}
-    if config.ppo.learning_rate_schedule == "linear" and config.ppo.learning_rate >= 0:
-        settings["learning_rate"] = LinearSchedule(config.ppo.learning_rate, 0.0, 1.0)
-    try:
-        model = MemoryPPO(
-            policy_name(venv),
-            venv,
-            **settings,
-            policy_kwargs={
-                "memory": config.memory,
-                "n_blocks": config.n_blocks,
-                "net_arch": list(config.net_arch),
-                "normalize_features": config.normalize_observations,
-                "log_std_init": config.ppo.log_std_init,
-            },
-            seed=config.seed,
-            device=config.device,
-        )
-    except (ValueError, AssertionError) as error:
-        raise UsageError(str(error)) from error
-    seed_training(venv, config.seed)  # SB3 has just seeded the environments with the seed of the weights
-    return model
 
 
 @dataclass
@@ -417,34 +390,6 @@ class _MetricsWriter(KVWriter):
 
     def close(self) -> None:
         """Nothing: the run closes its file."""
-
-
-def _make_training_env(config: TrainConfig) -> VecEnv:
-    venv = make_vec_env(
-        config.env_id,
-        config.n_envs,
-        seed=config.seed,
-        options=config.env_options,
-        wrappers=config.wrappers,
-        previous_action=config.previous_action,
-        previous_reward=config.previous_reward,
-        workers=config.workers or 0,
-        engine=config.engine,
-    )
-    return NormalizedRewards(venv, config.ppo.gamma) if config.ppo.normalize_reward else venv
-
-
-def _ppo_problems(config: TrainConfig) -> list[str]:
-    """What MemoryPPO has to say about its settings, where a model can be built at all."""
-    if not 1 <= config.n_envs <= 1000 or config.n_blocks < 1 or any(size < 1 for size in config.net_arch):
-        return []
-    try:
-        config = dataclasses.replace(config, device="cpu", workers=0)
-        with contextlib.closing(_make_training_env(config)) as venv:
-            build_model(config, venv)
-    except (AgentsError, RuntimeError) as error:
-        return str(error).splitlines()
-    return []
 
 
 def _set_threads(threads: int | None) -> None:

@@ -26,7 +26,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.config import PPOConfig, TrainConfig
-from agents.training import build_model
+from agents.model import build_model
 from agents.vec_env import make_vec_env
 from benchmarks.machine import describe_machine
 from fwp_rl.registry import memory_config, memory_configs

@@ -25,8 +25,8 @@ import torch
 
 import envs
 from agents.evaluation import Player, evaluate_policy_on, load_run, summarize
+from agents.model import build_model
 from agents.table import markdown
-from agents.training import build_model
 from agents.vec_env import make_vec_env
 from benchmarks.learning import EPISODES, QUESTIONS, RESULTS, ROOT, directory_of, train
 from benchmarks.machine import describe_machine

@@ -14,8 +14,8 @@ from agents import __main__ as program
 from agents.config import TrainConfig
 from agents.errors import UsageError
 from agents.evaluation import evaluate_policy_on
+from agents.model import build_model
 from agents.probe import Operated, _sweep, draw, probe, report
-from agents.training import build_model
 from agents.vec_env import make_vec_env
 from fwp_rl import build_memory
 from fwp_rl.registry import memory_config

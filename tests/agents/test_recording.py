@@ -8,8 +8,8 @@ import torch
 
 from agents.config import TrainConfig
 from agents.evaluation import evaluate_policy_on, load_run
+from agents.model import build_model
 from agents.recording import folded, record
-from agents.training import build_model
 from agents.vec_env import make_vec_env
 from fwp_rl import build_memory, inspect_memory
 from fwp_rl.registry import memory_config

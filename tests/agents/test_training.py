@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from agents.config import PPOConfig, TrainConfig
+from agents.model import build_model, make_training_env
 from agents.presets import preset_config
 from agents.runs import RunPaths, read_metrics, read_run
-from agents.training import _make_training_env, build_model, train
+from agents.training import train
 from agents.vec_env import NormalizedRewards
 from fwp_rl.sb3 import WorkerVecEnv
 
@@ -39,7 +40,7 @@ def test_the_learner_sees_normalized_rewards_where_the_config_says_so() -> None:
     config = preset_config("CartPoleNoVel-v1", None)
     for normalize in (False, True):
         wanted = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, normalize_reward=normalize))
-        venv = _make_training_env(wanted)
+        venv = make_training_env(wanted)
         assert isinstance(build_model(wanted, venv).env, NormalizedRewards) == normalize
         venv.close()
 

@@ -1,0 +1,69 @@
+"""From the settings of a run to its environments and its learner."""
+
+import contextlib
+import dataclasses
+from dataclasses import asdict
+
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.config import TrainConfig
+from agents.errors import AgentsError, UsageError
+from agents.vec_env import NormalizedRewards, make_vec_env, policy_name, seed_training
+from fwp_rl.sb3 import MemoryPPO
+
+
+def make_training_env(config: TrainConfig) -> VecEnv:
+    """The environments of `config`, with all that it puts between them and the learner."""
+    venv = make_vec_env(
+        config.env_id,
+        config.n_envs,
+        seed=config.seed,
+        options=config.env_options,
+        wrappers=config.wrappers,
+        previous_action=config.previous_action,
+        previous_reward=config.previous_reward,
+        workers=config.workers or 0,
+        engine=config.engine,
+    )
+    return NormalizedRewards(venv, config.ppo.gamma) if config.ppo.normalize_reward else venv
+
+
+def build_model(config: TrainConfig, venv: VecEnv) -> MemoryPPO:
+    """The learner of `config` on `venv`; UsageError with one line for each setting that cannot work."""
+    special = ("learning_rate_schedule", "ent_coef_final", "log_std_init", "normalize_reward")
+    settings = {name: value for name, value in asdict(config.ppo).items() if name not in special}
+    if config.ppo.learning_rate_schedule == "linear" and config.ppo.learning_rate >= 0:
+        settings["learning_rate"] = LinearSchedule(config.ppo.learning_rate, 0.0, 1.0)
+    try:
+        model = MemoryPPO(
+            policy_name(venv),
+            venv,
+            **settings,
+            policy_kwargs={
+                "memory": config.memory,
+                "n_blocks": config.n_blocks,
+                "net_arch": list(config.net_arch),
+                "normalize_features": config.normalize_observations,
+                "log_std_init": config.ppo.log_std_init,
+            },
+            seed=config.seed,
+            device=config.device,
+        )
+    except (ValueError, AssertionError) as error:
+        raise UsageError(str(error)) from error
+    seed_training(venv, config.seed)  # SB3 has just seeded the environments with the seed of the weights
+    return model
+
+
+def ppo_problems(config: TrainConfig) -> list[str]:
+    """What MemoryPPO has to say about its settings, where a model can be built at all."""
+    if not 1 <= config.n_envs <= 1000 or config.n_blocks < 1 or any(size < 1 for size in config.net_arch):
+        return []
+    try:
+        config = dataclasses.replace(config, device="cpu", workers=0)
+        with contextlib.closing(make_training_env(config)) as venv:
+            build_model(config, venv)
+    except (AgentsError, RuntimeError) as error:
+        return str(error).splitlines()
+    return []
