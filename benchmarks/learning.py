@@ -44,7 +44,7 @@ def command(question: Question, memory: str, seed: int, directory: pathlib.Path)
         *(sys.executable, "train.py", "--env-id", question.env_id, "--seed", str(seed)),
         *(*question.flags, *question.flags_of.get(memory, ())),
         *("--eval-every", str(question.eval_every), "--eval-episodes", "100"),
-        *(("--stop-at-success", str(question.stop_at)) if stop else ()),
+        *("--stop-at-success", str(question.stop_at if stop else None)),
         *(("--total-timesteps", str(question.control_steps)) if fails and question.control_steps else ()),
         *("--threads", "1", "--run-dir", str(directory), "--overwrite", "--quiet"),
         *MEMORY_ARGUMENTS.get(memory, (f"memory:{memory}",)),

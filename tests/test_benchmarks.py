@@ -18,9 +18,12 @@ HELPERS = ("__init__", "floor", "gpu_recurrent", "gpu_timing", "machine", "quest
 SCRIPTS = sorted(file.stem for file in (ROOT / "benchmarks").glob("*.py") if file.stem not in HELPERS)
 
 
-# That of `packages` only trains from the command line, as other tests do.
+# These only train, from the command line or not, as other tests do.
+LONG = ("bsuite", "envpool", "packages")
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "packages" else name for name in SCRIPTS]
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in SCRIPTS]
 )
 def test_smoke(name: str) -> None:
     command = [sys.executable, "-m", f"benchmarks.{name}", "--smoke"]
