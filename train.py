@@ -119,7 +119,7 @@ def _arguments_like(default: TrainConfig) -> Any:
     class Arguments(TrainConfig):
         preset: str | None = None
         """Take the settings of this preset instead of the task's own; `python -m agents list` names them."""
-        env_options: Annotated[tuple[str, ...], tyro.conf.arg(help=options_help, metavar="NAME=VALUE")] = ()  # type: ignore[assignment]
+        env_options: Annotated[tuple[str, ...], tyro.conf.arg(help=options_help, metavar="NAME=VALUE")] = ()  # type: ignore[assignment]  # only for the command line
         memory: memories = default.memory
         run_dir: Path | None = None
         """Directory of this run. None: ROOT/<env>/<memory>/seed_<n>."""

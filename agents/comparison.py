@@ -5,6 +5,7 @@ finished are kept, those that were cut off go on from their checkpoint, so that 
 the same numbers as one that was not. All agents play the same unseen episodes.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import shlex
@@ -292,14 +293,18 @@ def _row(job: Job, episodes: int) -> dict[str, Any]:
 
 
 def _tested(tasks: Sequence[str], tests: Sequence[_Option]) -> dict[str, list[_Option]]:
-    """The options that each task is to be played with. Tasks that do not take one are told; UsageError if none does."""
+    """The options that each task is to be played with. Tasks that do not take one are told; UsageError if none does.
+
+    With an option that changes what is seen or can be done an agent cannot play: it is refused here, not after training.
+    """
     taken: dict[str, list[_Option]] = {task: [] for task in tasks if tests}
     for name, value in tests:
         refusals = {}
         for task in tasks:
-            config = _with_option(task_config(task), name, value)
+            trained = task_config(task)
             try:
-                make_env(config.env_id, config.env_options, config.wrappers).close()
+                if _spaces(trained) != _spaces(_with_option(trained, name, value)):
+                    raise UsageError(f"{task} with {name}={value} has other spaces than agents are trained with")
             except UsageError as error:
                 refusals[task] = error
             else:
@@ -309,6 +314,11 @@ def _tested(tasks: Sequence[str], tests: Sequence[_Option]) -> dict[str, list[_O
         for task, refusal in refusals.items():
             print(f"{task} is not played with {name}={value}: {refusal}", file=sys.stderr)
     return taken
+
+
+def _spaces(config: TrainConfig) -> tuple[Any, Any]:
+    with contextlib.closing(make_env(config.env_id, config.env_options, config.wrappers)) as env:
+        return env.observation_space, env.action_space
 
 
 def _with_option(config: TrainConfig, name: str, value: OptionValue) -> TrainConfig:

@@ -161,7 +161,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         distribution = self._get_action_dist_from_latent(latent_pi)
         actions = distribution.get_actions(deterministic=deterministic)
         log_prob = distribution.log_prob(actions)
-        return actions.reshape((-1, *self.action_space.shape)), self.value_net(latent_vf), log_prob, state  # type: ignore[misc]
+        return actions.reshape((-1, *self.action_space.shape)), self.value_net(latent_vf), log_prob, state  # type: ignore[misc]  # a Box or like one
 
     def evaluate_actions(  # type: ignore[override]  # sequences
         self, obs: SequenceBatch, actions: Tensor
@@ -185,7 +185,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         latent, state = self._step(obs, state, episode_starts)
         return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(latent)), state
 
-    def predict_values(self, obs: PyTorchObs, state: State, episode_starts: Tensor) -> Tensor:  # type: ignore[override]
+    def predict_values(self, obs: PyTorchObs, state: State, episode_starts: Tensor) -> Tensor:  # type: ignore[override]  # with a state
         """Values `[B, 1]` for one step of all environments."""
         latent, _ = self._step(obs, state, episode_starts)
         return self.value_net(self.mlp_extractor.forward_critic(latent))
@@ -228,7 +228,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
 
     def environment_actions(self, actions: Tensor) -> np.ndarray:
         """Actions of the distribution `[B, ...]` as the environment takes them: within bounds, counted from `start`."""
-        array = actions.cpu().numpy().reshape((-1, *self.action_space.shape))  # type: ignore[misc, arg-type]
+        array = actions.cpu().numpy().reshape((-1, *self.action_space.shape))  # type: ignore[misc, arg-type]  # a Box or like one
         if isinstance(self.action_space, spaces.Box):
             if self.squash_output:
                 return self.unscale_action(array)

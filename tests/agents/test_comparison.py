@@ -223,6 +223,7 @@ def test_the_report_warns_of_few_seeds_and_of_scores_that_cannot_be_pooled() -> 
         (["fwp/TMase-v0"], ["delta"], {}, "unknown environment 'fwp/TMase-v0'.*fwp/TMaze-v0"),
         (["fwp/TMaze-v0"], ["delta"], {"n_seeds": 0}, "seeds=0 must be at least 1"),
         (["fwp/TMaze-v0"], ["delta"], {"tests": [("lenght", 9)]}, "'?lenght.*length"),
+        (["fwp/KeyValueRecall-v0"], ["delta"], {"tests": [("n_keys", 9)]}, "n_keys=9 has other spaces"),
         (["fwp/TMaze-v0"], ["none", "delta"], {"equal": "state"}, "delta cannot have the state of none"),
     ],
 )

@@ -92,7 +92,7 @@ def test_a_seed_settles_each_row_by_itself() -> None:
     among.seed(7)
     assert np.array_equal(among.reset(), first)
     alone.seed(7 + 5)
-    assert np.array_equal(alone.reset()[0], first[5])  # type: ignore[index]
+    assert np.array_equal(alone.reset()[0], first[5])  # type: ignore[index]  # an array
 
 
 @installed

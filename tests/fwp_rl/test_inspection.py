@@ -204,7 +204,7 @@ def hand_written(rule: str, **changes: Any) -> HeadInputs:
     queries = F.one_hot(torch.tensor([0, 1, 0, 0, 1]), K).double()[:, None, None]
     beta = torch.tensor([1.0, 1.0, 0.5, 0.0, 0.0], dtype=torch.float64)[:, None, None]
     v = torch.randn(5, 1, 1, V, dtype=torch.float64)
-    heads = HeadInputs(queries, keys, v, beta, None, torch.zeros(1, 1, K, V, dtype=torch.float64), rule)  # type: ignore
+    heads = HeadInputs(queries, keys, v, beta, None, torch.zeros(1, 1, K, V, dtype=torch.float64), rule)  # type: ignore[arg-type]  # a rule by its name
     return heads._replace(**changes)
 
 
