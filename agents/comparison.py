@@ -295,7 +295,7 @@ def _row(job: Job, episodes: int) -> dict[str, Any]:
 def _tested(tasks: Sequence[str], tests: Sequence[_Option]) -> dict[str, list[_Option]]:
     """The options that each task is to be played with. Tasks that do not take one are told; UsageError if none does.
 
-    With an option that changes what is seen or can be done an agent cannot play: it is refused here, not after training.
+    With an option that changes what is seen or can be done an agent cannot play. It is refused here, before training.
     """
     taken: dict[str, list[_Option]] = {task: [] for task in tasks if tests}
     for name, value in tests:
