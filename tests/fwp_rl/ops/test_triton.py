@@ -91,7 +91,11 @@ def recorded(version: str) -> dict[str, dict[str, list[int]]]:
     return json.loads(RECORDED.read_text(encoding="utf-8")).get(version, {})
 
 
-@pytest.mark.parametrize("target", TARGETS)
+# One of each maker always; their kin with the slow tests.
+@pytest.mark.parametrize(
+    "target",
+    [pytest.param(name, marks=pytest.mark.slow) if name in ("sm_80", "sm_100") else name for name in TARGETS],
+)
 def test_kernels_compile_within_their_budget(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
 ) -> None:
