@@ -30,9 +30,8 @@ INTERPRETED = ("gpu",)
 )
 def test_smoke(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     if name in INTERPRETED:
-        done = subprocess.run(
-            [sys.executable, "-m", f"benchmarks.{name}", "--smoke"], cwd=ROOT, capture_output=True, text=True, check=False
-        )
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--smoke"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         out = done.stdout
     else:
