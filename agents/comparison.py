@@ -356,10 +356,13 @@ def _score(config: TrainConfig, played: list[Episode]) -> tuple[float, str | Non
 
 
 def _learned(config: TrainConfig, scale: str | None, lines: list[dict[str, Any]]) -> Mapping[str, Any] | None:
-    """The first line of the metrics in which the last episodes of training score THRESHOLD; None if there is none."""
+    """The first line of the metrics in which the last episodes of training, or those of an evaluation, score THRESHOLD;
+    None if there is none. Both, since a run may end with the evaluation in which its agent makes no mistake any more.
+    """
     anchors = _anchors(config)
     for line in lines:
-        mean_return, success = line.get("rollout/ep_rew_mean"), line.get("rollout/success_rate")
+        mean_return = line.get("rollout/ep_rew_mean", line.get("eval/return_mean"))
+        success = line.get("rollout/success_rate", line.get("eval/success_rate"))
         if scale == WAY and anchors is not None and mean_return is not None:
             score = _way(anchors, mean_return)
         elif scale is not None and scale != WAY and success is not None:

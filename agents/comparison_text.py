@@ -27,7 +27,8 @@ def report(result: dict[str, Any]) -> str:
     lines.append(
         f"Equal {result['equal']}; {f'{format_seconds(budget)} of training for each; ' if budget else ''}"
         f"{result['episodes']} unseen episodes for each agent, the same for all. Means over seeds with a 95 % "
-        "bootstrap interval; steps and time until training ended, and until the last episodes of training scored 0.9.\n"
+        "bootstrap interval; steps and time until training ended, and until the last episodes of training, or an "
+        "evaluation, scored 0.9.\n"
     )
     lines += _tables(rows)
     lines += _test_tables(result.get("tests", []))

@@ -9,6 +9,7 @@ import numpy as np
 from agents.runs import RunPaths, read_metrics
 from agents.statistics import CONFIDENCE
 
+_OF_EVALUATIONS = {"rollout/ep_rew_mean": "eval/return_mean", "rollout/success_rate": "eval/success_rate"}
 _RESAMPLES = 2_000  # the ends of a band are drawn, not quoted
 
 
@@ -41,12 +42,11 @@ def bands(directories: Mapping[str, Sequence[Path]], metric: str, n_points: int 
     }
     if not curves:
         return {}
-    first = min(steps[0] for of in curves.values() for steps, _ in of)
-    last = max(steps[-1] for of in curves.values() for steps, _ in of)
+    first = min(steps[0] for of in curves.values() for steps, _, _ in of)
+    last = max(steps[-1] for of in curves.values() for steps, _, _ in of)
     grid = np.linspace(first, last, n_points)
-    # A run that ended early, because it had learned all there was, stays where it was.
     return {
-        name: band(grid, np.stack([np.interp(grid, steps, values) for steps, values in of]))
+        name: band(grid, np.stack([np.interp(grid, steps, values, right=end) for steps, values, end in of]))
         for name, of in curves.items()
     }
 
@@ -59,9 +59,17 @@ def band(grid: np.ndarray, seeds: np.ndarray) -> Band:
     return Band(steps=grid, seeds=seeds, mean=seeds.mean(axis=0), low=low, high=high)
 
 
-def _curve(directory: Path, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Steps and values; None where the metric was never written."""
-    lines = [line for line in read_metrics(RunPaths(directory).metrics) if line.get(metric) is not None]
-    if not lines:
+def _curve(directory: Path, metric: str) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """Steps, values, and the value after the last of them; None where the metric was never written.
+
+    A run ends early because an evaluation found all learned that there was. It stays at what that evaluation found: the
+    last episodes of training began before that, and some before anything was learned.
+    """
+    lines = read_metrics(RunPaths(directory).metrics)
+    of_training = [line for line in lines if line.get(metric) is not None]
+    if not of_training:
         return None
-    return np.array([line["step"] for line in lines]), np.array([line[metric] for line in lines])
+    steps, values = [line["step"] for line in of_training], [line[metric] for line in of_training]
+    key = _OF_EVALUATIONS.get(metric, metric)
+    evaluated = [line[key] for line in lines if line.get(key) is not None]
+    return np.array(steps), np.array(values), (evaluated or values)[-1]

@@ -21,15 +21,15 @@ SCRIPTS = sorted(file.stem for file in (ROOT / "benchmarks").glob("*.py") if fil
 
 # These only train, from the command line or not, as other tests do.
 LONG = ("bsuite", "envpool", "packages")
-# Triton decides at import whether it interprets: a process of their own.
-INTERPRETED = ("gpu",)
+# In processes of their own: one registers memories, for the other Triton decides at import that it interprets.
+APART = ("ablation", "gpu")
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in SCRIPTS]
 )
 def test_smoke(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    if name in INTERPRETED:
+    if name in APART:
         command = [sys.executable, "-m", f"benchmarks.{name}", "--smoke"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

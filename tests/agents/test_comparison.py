@@ -147,10 +147,12 @@ def test_versions_that_are_mixed_are_said() -> None:
 
 
 def test_a_task_is_learned_when_its_last_episodes_score_enough() -> None:
-    """Catches a return that is taken for a score: the way of the T-maze begins at 0.5."""
+    """Catches a return that is taken for a score: the way of the T-maze begins at 0.5. And an agent that has "never"
+    learned what its last evaluation says it can do."""
     config = preset_config("fwp/TMaze-v0", None)
     lines = [{"step": n, "rollout/ep_rew_mean": x, "rollout/success_rate": x} for n, x in enumerate((0.0, 0.92, 0.96))]
-    lines.insert(0, {"step": -1, "eval/return_mean": 1.0})
+    evaluation = {"step": 9, "eval/return_mean": 1.0}
+    assert _learned(config, WAY, [{"step": 8}, *lines[:2], evaluation]) is evaluation
     assert [
         line["step"] for line in (_learned(config, WAY, lines), _learned(config, "success rates", lines)) if line
     ] == [2, 1]

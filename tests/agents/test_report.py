@@ -199,7 +199,7 @@ def test_tests_with_other_options_are_drawn_with_what_was_trained(tmp_path: Path
 
 
 def test_bands_hold_their_mean_and_runs_that_end_early_stay_where_they_were(tmp_path: Path) -> None:
-    """Catches seeds that are averaged at different steps."""
+    """Catches seeds that are averaged at different steps, and a solved run that keeps the return of its exploring."""
     early = make_run(tmp_path / "early", {0: 0.0, 10: 1.0})
     late = make_run(tmp_path / "late", {0: 0.0, 10: 0.0, 20: 0.5})
     (band,) = bands({"delta": [early, late]}, "rollout/ep_rew_mean", n_points=5).values()
@@ -207,6 +207,10 @@ def test_bands_hold_their_mean_and_runs_that_end_early_stay_where_they_were(tmp_
     np.testing.assert_allclose(band.mean, [0, 0.25, 0.5, 0.625, 0.75])
     np.testing.assert_allclose(band.low, [0, 0, 0, 0.25, 0.5])
     np.testing.assert_allclose(band.high, [0, 0.5, 1, 1, 1])
+    with (early / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+        metrics.writelines(f'{{"kind": "evaluation", "step": {n}, "eval/return_mean": {n / 2}}}\n' for n in (5, 10))
+    (band,) = bands({"delta": [early, late]}, "rollout/ep_rew_mean", n_points=5).values()
+    np.testing.assert_allclose(band.seeds[0], [0, 0.5, 1, 5, 5])
 
 
 def unpack(packed: Mapping[str, Any]) -> list[np.ndarray]:
