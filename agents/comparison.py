@@ -26,7 +26,7 @@ from agents.errors import RunFileError, UsageError
 from agents.evaluation import Episode, evaluate_policy_on, evaluate_run, load_run, summarize
 from agents.presentation import present
 from agents.progress import Progress
-from agents.provenance import mixture
+from agents.provenance import mixture, origin
 from agents.runs import RunPaths, default_directory, read_config, read_metrics, read_run, write_json
 from agents.side_by_side import Job, train_side_by_side
 from agents.suites import expand, task_config
@@ -147,7 +147,8 @@ def compare(
     if tested:
         able = [job for job in best if job.name not in problems]
         result["tests"] = [row for job in able for row in _test_rows(job, tested[task_of(job)], episodes)]
-    result["mixed"] = mixture([read_run(job.directory) for job in compared])
+    descriptions = [read_run(job.directory) for job in compared]
+    result |= {"mixed": mixture(descriptions), "origin": origin(descriptions)}
     write_json(root / "comparison.json", result)
     text = report(result)
     (root / "comparison.md").write_text(text, encoding="utf-8")

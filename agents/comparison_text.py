@@ -36,6 +36,8 @@ def report(result: dict[str, Any]) -> str:
         lines += ["# Each with its best learning rate\n", _choices(result["trials"], result["best_rows"])]
         lines += _tables(result["best_rows"])
     lines.append("![learning curves](comparison.png)\n")
+    if result.get("origin"):
+        lines.append(f"Made with: {result['origin']}.\n")
     return "\n".join(lines)
 
 

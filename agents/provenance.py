@@ -45,6 +45,18 @@ def mixture(descriptions: Sequence[Mapping[str, Any]]) -> list[str]:
     return sentences
 
 
+def origin(descriptions: Sequence[Mapping[str, Any]]) -> str:
+    """When, on what and with what runs (their run.json) were made, in a line; of what is mixed, what most have."""
+    days = sorted({str(run["ended"])[:10] for run in descriptions if run.get("ended")})
+    dated = [" to ".join(dict.fromkeys((days[0], days[-1])))] if days else []
+    parts = [f"{len(descriptions)} run{'s' * (len(descriptions) != 1)}", *dated]
+    made_with = [{**run.get("machine", {}), **run.get("versions", {})} for run in descriptions]
+    for name in dict.fromkeys(name for made in made_with for name in made):
+        value, _ = Counter(made.get(name) for made in made_with).most_common(1)[0]
+        parts.append(f"{name} {value}")
+    return ", ".join(parts)
+
+
 def machine() -> dict[str, str | int | None]:
     """System, processor and number of cores."""
     return {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()}

@@ -18,7 +18,7 @@ from agents.comparison_text import _choices, report
 from agents.errors import UsageError
 from agents.presets import preset_config
 from agents.progress import Progress
-from agents.provenance import mixture
+from agents.provenance import mixture, origin
 from agents.runs import read_run
 from agents.side_by_side import Job
 from agents.training import resume
@@ -137,12 +137,20 @@ def test_time_left_is_not_flattered_by_what_was_done_before(capsys: pytest.Captu
 
 
 def test_versions_that_are_mixed_are_said() -> None:
-    """Catches a difference that comes from another release of torch."""
-    old, new = ({"versions": {"torch": number, "numpy": "2"}, "git_commit": "c0ffee"} for number in ("2.10", "2.11"))
+    """Catches a difference that comes from another release of torch, and tables that nobody can date."""
+    old, new = (
+        {"versions": {"torch": number, "numpy": "2"}, "git_commit": "c0ffee", "ended": f"2026-0{month}-01T00:00:00"}
+        for number, month in (("2.10", 1), ("2.11", 2))
+    )
+    assert origin([old, new, new]) == "3 runs, 2026-01-01 to 2026-02-01, torch 2.11, numpy 2"
+    assert origin([new]) == "1 run, 2026-02-01, torch 2.11, numpy 2"
     assert mixture([old, new, new]) == ["torch 2.11 (2 runs), 2.10 (1 run)"]
     assert mixture([new, new]) == []
     rows = [row("A", "delta", seed, 0.5) for seed in range(5)]
-    text = report({"equal": "state", "episodes": 7, "rows": rows, "mixed": mixture([old, new, new])})
+    text = report(
+        {"equal": "state", "episodes": 7, "rows": rows, "mixed": mixture([old, new, new]), "origin": origin([new])}
+    )
+    assert "Made with: 1 run, 2026-02-01, torch 2.11" in text
     assert "**Not made alike: torch 2.11 (2 runs), 2.10 (1 run).**" in text
 
 
