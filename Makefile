@@ -30,6 +30,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.learning t-maze cartpole memory-s9 memory-s11
 	$(BIN)/python -m benchmarks.retrieval
 	$(BIN)/python -m benchmarks.probe
+	$(BIN)/python -m benchmarks.unlearning
 
 # Without compiling: Python does that for what is imported, which is a small part of what is installed; and it keeps what
 # it compiled, also where the environment says not to.

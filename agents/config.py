@@ -26,10 +26,12 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig:
-    """The settings of MemoryPPO that we vary; names and meanings are Stable-Baselines3's."""
+    """The settings of MemoryPPO that we vary; names and meanings are Stable-Baselines3's, where it has them."""
 
     learning_rate: float = 3e-4
     """Step size of Adam."""
+    adam_eps: float = 1e-5
+    """Gradients much smaller than this make smaller steps. 1e-4 and an advantage_floor keep what is learned."""
     learning_rate_schedule: Literal["constant", "linear"] = "constant"
     """Keep the learning rate, or let it fall linearly to zero at the end of training."""
     n_steps: int = 128
@@ -46,6 +48,9 @@ class PPOConfig:
     """Trade-off between bias and variance of the advantages."""
     clip_range: float = 0.2
     """How far an update may move the probability ratio from 1."""
+    advantage_floor: float = 0.0
+    """Advantages are divided by their spread in a minibatch, but by no less than this, in units of return. With 0, an
+    agent that makes no mistake any more may unlearn what it can; 0.1 suits rewards of 1 for success."""
     ent_coef: float = 0.0
     """Weight of the entropy bonus."""
     ent_coef_final: float | None = None
@@ -146,6 +151,8 @@ def config_problems(config: TrainConfig) -> list[str]:
             problems.append(f"{name} needs evaluations; set eval_every, for instance 20000")
     if config.stop_at_seconds is not None and not config.stop_at_seconds > 0:
         problems.append(f"stop_at_seconds={config.stop_at_seconds} must be more than 0")
+    if not 0 < config.ppo.adam_eps < math.inf:
+        problems.append(f"ppo.adam_eps={config.ppo.adam_eps} must be more than 0")
     if config.ppo.ent_coef_final is not None and not config.ppo.ent_coef_final >= 0:
         problems.append(f"ppo.ent_coef_final={config.ppo.ent_coef_final} must be at least 0")
     if config.device not in ("cpu", "auto", "cuda") and not config.device.startswith("cuda:"):

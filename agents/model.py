@@ -31,7 +31,7 @@ def make_training_env(config: TrainConfig) -> VecEnv:
 
 def build_model(config: TrainConfig, venv: VecEnv) -> MemoryPPO:
     """The learner of `config` on `venv`; UsageError with one line for each setting that cannot work."""
-    special = ("learning_rate_schedule", "ent_coef_final", "log_std_init", "normalize_reward")
+    special = ("learning_rate_schedule", "ent_coef_final", "log_std_init", "normalize_reward", "adam_eps")
     settings = {name: value for name, value in asdict(config.ppo).items() if name not in special}
     if config.ppo.learning_rate_schedule == "linear" and config.ppo.learning_rate >= 0:
         settings["learning_rate"] = LinearSchedule(config.ppo.learning_rate, 0.0, 1.0)
@@ -46,6 +46,7 @@ def build_model(config: TrainConfig, venv: VecEnv) -> MemoryPPO:
                 "net_arch": list(config.net_arch),
                 "normalize_features": config.normalize_observations,
                 "log_std_init": config.ppo.log_std_init,
+                "optimizer_kwargs": {"eps": config.ppo.adam_eps, "fused": True},  # fused as by default
             },
             seed=config.seed,
             device=config.device,

@@ -32,6 +32,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
     T: for fast weights that is the difference between megabytes and gigabytes.
 
     :param sequence_length: L, a divisor of `buffer_size`.
+    :param advantage_floor: If not 0, the advantages of a minibatch are centred and divided by their standard deviation,
+        but never by less than this.
     """
 
     def __init__(
@@ -45,10 +47,11 @@ class SequenceRolloutBuffer(RolloutBuffer):
         n_envs: int = 1,
         *,
         sequence_length: int,
+        advantage_floor: float = 0.0,
     ) -> None:
         if buffer_size % sequence_length:
             raise ValueError(f"sequence_length={sequence_length} does not divide n_steps={buffer_size}")
-        self.sequence_length = sequence_length
+        self.sequence_length, self.advantage_floor = sequence_length, advantage_floor
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
 
     def reset(self) -> None:
@@ -135,11 +138,17 @@ class SequenceRolloutBuffer(RolloutBuffer):
             select_rows(c["state"], columns),
             c["episode_starts"].index_select(1, columns),
         )
+        advantages = pick(c["advantages"])
+        if self.advantage_floor and len(advantages) > 1:
+            advantages = (advantages - advantages.mean()) / advantages.std().clamp(min=self.advantage_floor)
         # PPO.train only hands `observations` on to policy.evaluate_actions
         return RolloutBufferSamples(
             batch,  # type: ignore[arg-type]  # SB3 hands it on as it is
             pick(c["actions"]).float(),  # distributions of MultiBinary actions need float
-            *(pick(c[name]) for name in ("values", "log_probs", "advantages", "returns")),
+            pick(c["values"]),
+            pick(c["log_probs"]),
+            advantages,
+            pick(c["returns"]),
         )
 
     def _as_columns(self) -> dict[str, Any]:

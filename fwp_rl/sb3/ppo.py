@@ -50,6 +50,9 @@ class MemoryPPO(PPO):
         state at the start of a sequence is the one that the rollout had there.
     :param batch_size: Transitions per minibatch, a multiple of `sequence_length` that divides the rollout (None: a
         quarter of the rollout, or as near to that as whole sequences allow).
+    :param advantage_floor: In units of return: advantages of a minibatch are divided by their standard deviation or
+        by this, whichever is larger. 0 is PPO as it is, which takes the errors of the critic for large advantages once
+        nothing goes wrong any more, and may unlearn a task within one update.
     :param policy_kwargs: `memory` (a registered name or a config object), `n_blocks`, `net_arch` and whatever else
         `MemoryActorCriticPolicy` takes.
 
@@ -78,6 +81,7 @@ class MemoryPPO(PPO):
         clip_range: float | Schedule = 0.2,
         clip_range_vf: float | Schedule | None = None,
         normalize_advantage: bool = True,
+        advantage_floor: float = 0.0,
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
         max_grad_norm: float = 0.5,
@@ -101,6 +105,7 @@ class MemoryPPO(PPO):
             gamma=gamma,
             gae_lambda=gae_lambda,
             clip_range=clip_range,
+            advantage_floor=advantage_floor,
             ent_coef=ent_coef,
             vf_coef=vf_coef,
             max_grad_norm=max_grad_norm,
@@ -114,6 +119,7 @@ class MemoryPPO(PPO):
         if problems:
             raise ValueError("\n".join(problems.values()))
         self.sequence_length = sequence_length or n_steps
+        self.advantage_floor = advantage_floor
         self._batch_size_argument = batch_size
         super().__init__(
             policy,
@@ -126,7 +132,7 @@ class MemoryPPO(PPO):
             gae_lambda=gae_lambda,
             clip_range=clip_range,
             clip_range_vf=clip_range_vf,
-            normalize_advantage=normalize_advantage,
+            normalize_advantage=normalize_advantage and not advantage_floor,  # else the buffer does it
             ent_coef=ent_coef,
             vf_coef=vf_coef,
             max_grad_norm=max_grad_norm,
@@ -154,7 +160,10 @@ class MemoryPPO(PPO):
             warnings.warn(f"{problems['batch_size']}; for now it is {default}", stacklevel=2)
         self.batch_size = default if problems or self._batch_size_argument is None else self._batch_size_argument
         self.rollout_buffer_class = SequenceRolloutBuffer
-        self.rollout_buffer_kwargs = {"sequence_length": self.sequence_length}
+        self.rollout_buffer_kwargs = {
+            "sequence_length": self.sequence_length,
+            "advantage_floor": self.advantage_floor,
+        }
         super()._setup_model()
         if not isinstance(self.policy, MemoryActorCriticPolicy):
             raise ValueError(f"policy must be a MemoryActorCriticPolicy, got {type(self.policy).__name__}")

@@ -299,3 +299,24 @@ def test_kept_states_are_those_of_the_rollout(
         expected = record.steps[t - 1]["new_state"]
         for ours, theirs in zip(state_leaves(kept), state_leaves(expected), strict=True):
             assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("scale", "spread"), [(10.0, 1.0), (0.01, 0.1)])
+def test_small_advantages_are_not_made_large(scale: float, spread: float, make_model: Callable) -> None:
+    """Red if the floor is a ceiling, if large advantages are not scaled as PPO does, or if PPO does it once more."""
+    model = make_model(advantage_floor=0.1)
+    model.learn(48)
+    assert not model.normalize_advantage
+    buffer = model.rollout_buffer
+    buffer.advantages[:] = scale * np.random.default_rng(0).normal(size=buffer.advantages.shape)
+    buffer._columns = None
+    ((*_, advantages, _),) = buffer.get()
+    assert advantages.std().item() == pytest.approx(spread, rel=0.2)
+    assert advantages.mean().item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_floor_below_all_advantages_is_ppo(make_model: Callable) -> None:
+    """Red if advantages are normalised in another way than PPO's."""
+    plain, floored = (make_model(advantage_floor=floor).learn(96) for floor in (0.0, 1e-12))
+    for name, weight in plain.policy.state_dict().items():
+        torch.testing.assert_close(floored.policy.state_dict()[name], weight)

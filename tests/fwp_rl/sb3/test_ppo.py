@@ -442,6 +442,7 @@ def test_names_all_bad_arguments_at_once(make_model: Callable) -> None:
         "learning_rate": -1e-3,
         "clip_range": -0.2,
         "clip_range_vf": -0.2,
+        "advantage_floor": -0.1,
         "ent_coef": float("nan"),
         "vf_coef": float("inf"),
         "max_grad_norm": -1.0,
