@@ -90,8 +90,8 @@ def as_markdown(rows: list[dict[str, Any]], machine: str) -> str:
             f"# {QUESTION.text}",
             "",
             f"{QUESTION.env_id}, 300k steps. Solved: {SOLVED:.0%} of the last 100 episodes of training succeed. "
-            f"Unlearned: fewer than {UNLEARNED:.0%} do later on; in brackets the 95 % interval of the share. At the end "
-            f"{EPISODES} unseen episodes. Written by `python -m benchmarks.unlearning`.",
+            f"Unlearned: fewer than {UNLEARNED:.0%} do later on; in brackets the 95 % interval of the share. At the "
+            f"end {EPISODES} unseen episodes. Written by `python -m benchmarks.unlearning`.",
             "",
             f"{machine}\n",
             f"{settings}\n",
@@ -104,7 +104,7 @@ def as_markdown(rows: list[dict[str, Any]], machine: str) -> str:
 def smoke() -> None:
     flags = ("--total-timesteps", "512", "--ppo.n-steps", "16")
     with tempfile.TemporaryDirectory() as root:
-        print(as_markdown([run("delta", "floor and eps", 0, pathlib.Path(root), flags)], describe_machine()))
+        print(as_markdown([run("delta", "floor and eps", SEEDS[0], pathlib.Path(root), flags)], describe_machine()))
 
 
 def main() -> None:
