@@ -66,3 +66,6 @@ def test_all_problems_are_told_at_once() -> None:
     for workers in (-1, 4):
         assert f"workers={workers} must be" in "\n".join(config_problems(TrainConfig(n_envs=4, workers=workers)))
     assert "stop_at_return needs evaluations" in "\n".join(config_problems(TrainConfig(stop_at_return=450.0)))
+    assert "ppo.adam_eps=0.0 must be more than 0" in "\n".join(
+        config_problems(TrainConfig(ppo=PPOConfig(adam_eps=0.0)))
+    )

@@ -45,6 +45,18 @@ def test_the_learner_sees_normalized_rewards_where_the_config_says_so() -> None:
         venv.close()
 
 
+def test_what_keeps_an_agent_from_unlearning_reaches_the_learner() -> None:
+    """Catches settings that do nothing, and a fused optimizer that was lost on the way."""
+    config = preset_config("fwp/TMaze-v0", None)
+    wanted = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, advantage_floor=0.1, adam_eps=1e-4))
+    venv = make_training_env(wanted)
+    model = build_model(wanted, venv)
+    assert model.rollout_buffer.advantage_floor == 0.1
+    (group,) = model.policy.optimizer.param_groups
+    assert (group["eps"], group["fused"]) == (1e-4, True)
+    venv.close()
+
+
 @pytest.mark.parametrize(("target", "stops"), [(1.0, True), (501.0, False)])
 def test_a_run_ends_at_the_return_that_was_asked_for(target: float, stops: bool, tmp_path: Path) -> None:
     config = TrainConfig(
