@@ -30,10 +30,10 @@ class PPOConfig:
 
     learning_rate: float = 3e-4
     """Step size of Adam."""
-    adam_eps: float = 1e-5
-    """Gradients much smaller than this make smaller steps. 1e-4 and an advantage_floor keep what is learned."""
     learning_rate_schedule: Literal["constant", "linear"] = "constant"
     """Keep the learning rate, or let it fall linearly to zero at the end of training."""
+    adam_eps: float = 1e-5
+    """Gradients much smaller than this make smaller steps. 1e-4 and an advantage_floor keep what is learned."""
     n_steps: int = 128
     """Steps that each environment takes between two updates."""
     sequence_length: int | None = None
