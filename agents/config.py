@@ -33,7 +33,7 @@ class PPOConfig:
     learning_rate_schedule: Literal["constant", "linear"] = "constant"
     """Keep the learning rate, or let it fall linearly to zero at the end of training."""
     adam_eps: float = 1e-5
-    """Gradients much smaller than this make smaller steps. 1e-4 and an advantage_floor keep what is learned."""
+    """Gradients much smaller than this make smaller steps. With advantage_floor, 1e-4 helps to keep what is learned."""
     n_steps: int = 128
     """Steps that each environment takes between two updates."""
     sequence_length: int | None = None
@@ -49,8 +49,8 @@ class PPOConfig:
     clip_range: float = 0.2
     """How far an update may move the probability ratio from 1."""
     advantage_floor: float = 0.0
-    """Advantages are divided by their spread in a minibatch, but by no less than this, in units of return. With 0, an
-    agent that makes no mistake any more may unlearn what it can; 0.1 suits rewards of 1 for success."""
+    """Advantages are divided by their spread in a minibatch, but by no less than this, in units of return. An agent that
+    makes no mistake any more may unlearn what it can if this is 0; 0.1 suits rewards of 1 for success."""
     ent_coef: float = 0.0
     """Weight of the entropy bonus."""
     ent_coef_final: float | None = None
