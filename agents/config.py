@@ -49,8 +49,8 @@ class PPOConfig:
     clip_range: float = 0.2
     """How far an update may move the probability ratio from 1."""
     advantage_floor: float = 0.0
-    """Advantages are divided by their spread in a minibatch, but by no less than this, in units of return. With 0 an agent
-    that makes no mistake any more may unlearn what it can; 0.1 suits rewards of 1 for success."""
+    """Advantages are divided by their spread in a minibatch, but by no less than this, in units of return. With 0, an
+    agent without mistakes may unlearn what it can; 0.1 suits rewards of 1 for success."""
     ent_coef: float = 0.0
     """Weight of the entropy bonus."""
     ent_coef_final: float | None = None
