@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 
 from fwp_rl.ops import _recurrent_reference, _rnn_triton, _small_triton, recurrent_scan
 from fwp_rl.ops._recurrent_check import example, largest_error
-from tests.fwp_rl.ops.interpreter import load, run_tests
+from tests.fwp_rl.ops.interpreter import load
 
 INTERPRETED = _rnn_triton.INTERPRETED
 ON_GPU = torch.cuda.is_available() and not INTERPRETED
@@ -39,9 +39,7 @@ LARGER = (
 STATE = ("matrix", "matrices", "y", "c", "difference")
 
 kinds = pytest.mark.parametrize("kind", SIZES)
-runs_kernels = pytest.mark.skipif(
-    not (INTERPRETED or ON_GPU), reason="no GPU: runs in the process of test_all_of_this_holds_in_the_interpreter"
-)
+runs_kernels = pytest.mark.skipif(not (INTERPRETED or ON_GPU), reason="no GPU: runs in a process of test_triton")
 
 
 @pytest.fixture(autouse=True)
@@ -53,13 +51,6 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert torch.empty(3, device=DEVICE).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
-
-
-@pytest.mark.skipif(INTERPRETED or ON_GPU, reason="this process runs the kernels itself")
-@pytest.mark.parametrize("marked", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
-def test_all_of_this_holds_in_the_interpreter(marked: str) -> None:
-    """Red: any of the tests below."""
-    run_tests(__file__, "-m", marked)
 
 
 def case(kind: str, T: int, B: int, H: int) -> tuple[str, dict[str, Tensor], Tensor]:

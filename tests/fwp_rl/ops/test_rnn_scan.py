@@ -75,7 +75,9 @@ def test_numba_equals_reference(kind: str, dtype: torch.dtype, T: int, B: int, H
     assert_backends_agree(kind, arguments(kind, T, B, H, dtype))
 
 
-@kinds
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind == "lstm" else pytest.mark.slow) for kind in GATES]
+)  # each takes 10 s to compile for two threads
 @pytest.mark.parametrize("B", [2, 5, 11])
 def test_threads_change_nothing(kind: str, B: int, two_threads: None) -> None:
     # Catches: two threads that share rows or scratch, or a row that none of them takes.

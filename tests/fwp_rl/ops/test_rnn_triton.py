@@ -13,7 +13,7 @@ from torch import Tensor
 triton = pytest.importorskip("triton")
 
 from fwp_rl.ops import _rnn_reference, _rnn_triton, rnn_scan  # noqa: E402 - after importorskip
-from tests.fwp_rl.ops.interpreter import load, run_tests  # noqa: E402 - after importorskip
+from tests.fwp_rl.ops.interpreter import load  # noqa: E402 - after importorskip
 
 INTERPRETED = _rnn_triton.INTERPRETED
 ON_GPU = torch.cuda.is_available() and not INTERPRETED
@@ -23,9 +23,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 
 kinds = pytest.mark.parametrize("kind", GATES)
-runs_kernels = pytest.mark.skipif(
-    not (INTERPRETED or ON_GPU), reason="no GPU: runs in the process of test_all_of_this_holds_in_the_interpreter"
-)
+runs_kernels = pytest.mark.skipif(not (INTERPRETED or ON_GPU), reason="no GPU: runs in a process of test_triton")
 
 
 @pytest.fixture(autouse=True)
@@ -80,12 +78,6 @@ def assert_agrees(
     for value, other in zip(mine, expected, strict=True):
         error = (value.cpu() - other).abs().max() / other.abs().max().clamp(min=1e-30)
         assert error < TOLERANCE[dtype], f"error {error:.1e}"
-
-
-@pytest.mark.skipif(INTERPRETED or ON_GPU, reason="this process runs the kernels itself")
-def test_all_of_this_holds_in_the_interpreter() -> None:
-    """Red: any of the tests below."""
-    run_tests(__file__)
 
 
 @runs_kernels
