@@ -12,7 +12,7 @@ from torch import Tensor
 
 import numpy as np  # isort: skip
 from numba import njit  # isort: skip
-import fwp_rl.ops._openmp  # noqa: F401  # isort: skip
+from fwp_rl.ops._jit import CALLED, KERNEL  # isort: skip
 from fwp_rl.ops._numba import number  # isort: skip
 from fwp_rl.ops._simd import (  # isort: skip
     constant,
@@ -42,7 +42,7 @@ WIDE = 16
 # Loops over tiles run in bytes.
 
 
-@njit(nogil=True)
+@njit(**CALLED)
 def _linear(x, weight, bias, residual, y, rows, inputs, outputs, has_bias, has_residual, rectify, sums, like):
     """y = weight x [+ bias] [+ residual], [rectified], at least LANES of it; y is none of the others."""
     size, tile, one = size_of(like), zeros(like, LANES), constant(like, 1)
@@ -78,7 +78,7 @@ def _linear(x, weight, bias, residual, y, rows, inputs, outputs, has_bias, has_r
             store(y + target, rectified(result) if rectify else result)
 
 
-@njit(nogil=True)
+@njit(**CALLED)
 def _layer_norm(x, weight, bias, y, rows, width, share, epsilon, like):
     size, tile, one = size_of(like), zeros(like, LANES), constant(like, 1)
     row_bytes, step = width * size, LANES * size
@@ -97,7 +97,7 @@ def _layer_norm(x, weight, bias, y, rows, width, share, epsilon, like):
             store(target + i, multiply_add(normed, load(tile, weight + i), load(tile, bias + i)))
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, **CALLED)
 def _scale_to(x, y, vectors, num, epsilon, length, like):
     """Vectors of `num` numbers side by side, scaled to `length`."""
     size, tile = size_of(like), zeros(like, LANES)
@@ -111,7 +111,7 @@ def _scale_to(x, y, vectors, num, epsilon, length, like):
             store(y + j, multiply(factor, load(tile, x + j)))
 
 
-@njit(nogil=True)
+@njit(**CALLED)
 def _write_and_read(q, k, v, beta, decay, skip, before, after, y, erase, K, V, like):
     """One step of one matrix: after = decay before + beta k (v - recalled)^T, y = after^T q + skip v."""
     size, tile, one = size_of(like), zeros(like, WIDE), constant(like, 1)
@@ -136,7 +136,7 @@ def _write_and_read(q, k, v, beta, decay, skip, before, after, y, erase, K, V, l
             store(after + i * row + c, multiply_add(load(like, k + i * size), written, kept))
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def _step(x, weights, starts, before, after, result, scratch, sizes, options, like):
     norm, norm_bias, project, project_bias, skip, readout, ff_norm, ff_norm_bias, up, up_bias, down, down_bias = weights
     rows, width, heads, K, V, hidden, projection = sizes

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 import numpy as np  # isort: skip
 from numba import njit, prange  # isort: skip
+from fwp_rl.ops._jit import CALLED, KERNEL  # isort: skip
 from fwp_rl.ops._numba import (  # isort: skip
     dot,
     empty,
@@ -44,7 +45,7 @@ GATES = 8
 # carries the type of numbers.
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, **CALLED)
 def _columns(rows, first, each, sizes, gated, size):
     """What a head finds in rows `[T, B, P]` of a projection, or of its gradient: `each` columns, from `first` on."""
     _, batch, heads, K, V = sizes
@@ -52,7 +53,7 @@ def _columns(rows, first, each, sizes, gated, size):
     return rows + first * size, batch * row, row, each * size
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, **CALLED)
 def _projection(rows, sizes, gated, size):
     """Queries, keys, values, and the logits of strength and decay."""
     _, _, heads, K, V = sizes
@@ -66,7 +67,7 @@ def _projection(rows, sizes, gated, size):
     )
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, **CALLED)
 def _field(records, first, sizes, size):
     """What is in all records at `first`. A head's records of all steps lie side by side."""
     steps, _, heads, K, V = sizes
@@ -74,7 +75,7 @@ def _field(records, first, sizes, size):
     return records + first * size, record, heads * steps * record, steps * record
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, **CALLED)
 def _fields(records, sizes, size):
     """What is kept of each step: unit queries and keys, outputs, errors, strength, decay, and the scales of three."""
     _, _, _, K, V = sizes
@@ -92,28 +93,28 @@ def _fields(records, sizes, size):
     )
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, **CALLED)
 def _heads(rows, width, sizes, size):
     """Rows `[T, B, H * width]`."""
     _, batch, heads, _, _ = sizes
     return rows, batch * heads * width * size, heads * width * size, width * size
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, **CALLED)
 def _matrices(states, sizes, size):
     """States `[B, H, K, V]`."""
     _, _, heads, K, V = sizes
     return states, heads * K * V * size, K * V * size, 0
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, **CALLED)
 def _add(x, factor, y, target, num_bytes, zero):
     """target = x + factor y."""
     for i in range(0, num_bytes, size_of(zero)):
         store(target + i, multiply_add(factor, load(zero, y + i), load(zero, x + i)))
 
 
-@njit(nogil=True)
+@njit(**CALLED)
 def _head_forward(b, h, zero, projected, skip, records, y, initial, final, starts, largest, erase, gated, sizes):
     steps, _, _, K, V = sizes
     size, one = size_of(largest), constant(largest, 1)
@@ -140,7 +141,7 @@ def _head_forward(b, h, zero, projected, skip, records, y, initial, final, start
         store(at(y_scale, t, b, h), scale_vector(y_t, y_t, V, read_epsilon, length))
 
 
-@njit(nogil=True)
+@njit(**CALLED)
 def _head_backward(
     b, h, zero, narrow, scratch, projected, skip, records, y, initial, final, starts, dy, dfinal, dprojected, dskip,
     dstate, largest, erase, gated, sizes,
@@ -190,7 +191,7 @@ def _head_backward(
 def _forward_kernel(WIDTH: int, PARALLEL: bool) -> Callable:
     """In tiles of WIDTH columns."""
 
-    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    @njit(parallel=PARALLEL, **KERNEL)
     def forward(projected, skip, records, y, initial, final, starts, largest, erase, gated, sizes):
         heads = sizes[2]
         for program in prange(sizes[1] * heads):
@@ -207,7 +208,7 @@ def _forward_kernel(WIDTH: int, PARALLEL: bool) -> Callable:
 
 @functools.cache
 def _backward_kernel(WIDTH: int, LANES: int, PARALLEL: bool) -> Callable:
-    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    @njit(parallel=PARALLEL, **KERNEL)
     def backward(
         projected, skip, records, y, initial, final, dy, dfinal, dprojected, dskip, dstate, starts, largest, erase,
         gated, sizes,

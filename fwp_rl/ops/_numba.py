@@ -23,7 +23,7 @@ from torch.nn import functional
 
 import numba  # isort: skip
 from numba import njit, prange  # isort: skip
-import fwp_rl.ops._openmp  # noqa: F401  # isort: skip
+from fwp_rl.ops._jit import CALLED, KERNEL  # isort: skip
 
 from fwp_rl.ops._simd import (  # isort: skip
     at,
@@ -72,7 +72,7 @@ SERIAL_BELOW = 2_000_000
 # another type, and kernels for them are compiled apart: those with one decay for all rows do not pay for it.
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, **CALLED)
 def _prefetch_rows(x, y, z, t, b, h, num_bytes):
     # Rows of one program lie too far apart in memory for the hardware to guess the next.
     for i in range(0, num_bytes, CACHE_LINE):
@@ -81,19 +81,19 @@ def _prefetch_rows(x, y, z, t, b, h, num_bytes):
         prefetch(at(z, t, b, h) + i)
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, **CALLED)
 def _has_channels(decay):
     return len(decay) == 5
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, **CALLED)
 def fill(address, num_bytes, zero):
     step = size_of(zero)
     for i in range(0, num_bytes, step):
         store(address + i, zero)
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, **CALLED)
 def dot(x, y, num_bytes, zero):
     products = zero
     for i in range(0, num_bytes, size_of(zero)):
@@ -101,7 +101,7 @@ def dot(x, y, num_bytes, zero):
     return total(products)
 
 
-@njit(nogil=True)
+@njit(**CALLED)
 def scan_forward(b, h, zero, q, k, v, beta, decay, starts, initial, state, outputs, errors, scale, erase, gated, sizes):
     """All steps of one matrix, which lives in `state`; e = v - S'^T k goes to `errors`."""
     steps, _, _, K, V = sizes
@@ -153,7 +153,7 @@ def scan_forward(b, h, zero, q, k, v, beta, decay, starts, initial, state, outpu
             store(target + i * row + c, s)
 
 
-@njit(nogil=True)
+@njit(**CALLED)
 def sweep_in_reverse(
     b, h, zero, narrow, partials, q, k, v, beta, decay, starts, outputs, errors, doutputs, final, dfinal, dk, dv,
     dbeta, ddecay, dstate, scale, erase, gated, sizes,
@@ -238,7 +238,7 @@ def sweep_in_reverse(
                 store(gradient + i * row + c, g)
 
 
-@njit(nogil=True)
+@njit(**CALLED)
 def sweep_forward(
     b, h, zero, matrix, k, beta, decay, starts, initial, errors, doutputs, dq, dk, dv, ddecay, scale, erase, gated,
     sizes,
@@ -292,7 +292,7 @@ def sweep_forward(
         pending = True
 
 
-@njit(nogil=True)
+@njit(**CALLED)
 def sweep_decays(b, h, zero, inner, q, starts, final, dfinal, dq, ddecay, scale, sizes):
     """The gradients of the decays of channels, in place of what `sweep_forward` left there.
 
@@ -322,7 +322,7 @@ def sweep_decays(b, h, zero, inner, q, starts, final, dfinal, dq, ddecay, scale,
 def forward_kernel(WIDTH: int, PARALLEL: bool) -> Callable:
     """The scan in tiles of WIDTH columns; K and V are multiples of it."""
 
-    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    @njit(parallel=PARALLEL, **KERNEL)
     def forward(q, k, v, beta, decay, starts, initial, state, outputs, errors, scale, erase, gated, sizes):
         heads = sizes[2]
         for program in prange(sizes[1] * heads):
@@ -341,7 +341,7 @@ def forward_kernel(WIDTH: int, PARALLEL: bool) -> Callable:
 def backward_kernel(WIDTH: int, LANES: int, PARALLEL: bool) -> Callable:
     """The gradients; `dfinal` may be without address: nobody used the final state."""
 
-    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    @njit(parallel=PARALLEL, **KERNEL)
     def backward(
         q, k, v, beta, decay, starts, initial, outputs, errors, doutputs, final, dfinal, dq, dk, dv, dbeta, ddecay,
         dstate, scale, erase, gated, sizes,

@@ -18,8 +18,9 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 import numpy as np  # isort: skip
 from numba import njit, prange  # isort: skip
+from fwp_rl.ops._jit import CALLED, FAST, KERNEL  # isort: skip
 from fwp_rl.ops._numba import empty  # isort: skip
-from fwp_rl.ops._rnn_numba import FAST, sigmoid, tanh  # isort: skip
+from fwp_rl.ops._rnn_numba import sigmoid, tanh  # isort: skip
 from fwp_rl.ops._small_numba import (  # isort: skip
     CHUNK,
     clear,
@@ -41,7 +42,7 @@ from fwp_rl.ops._small_numba import (  # isort: skip
 # ------------------------------------------------------------------------------------------------------ the delta rule
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, **CALLED)
 def _delta(matrix, k, v, beta, error, written):
     """matrix += k written^T with written = beta error, error = v - matrix^T k."""
     read(matrix, k, error)
@@ -52,7 +53,7 @@ def _delta(matrix, k, v, beta, error, written):
     write(matrix, k, written)
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, **CALLED)
 def _rebuild(before, matrix, k, beta, error, written):
     """matrix = before + beta k error^T."""
     for j in range(error.size):
@@ -61,7 +62,7 @@ def _rebuild(before, matrix, k, beta, error, written):
     write(matrix, k, written)
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, **CALLED)
 def _delta_gradients(before, d_matrix, q, k, beta, error, dy, d_q, d_k, d_v, written, d_written, erased):
     """Of y = matrix^T q with matrix = before + k written^T: d_q, d_k, d_v; returns that of beta.
 
@@ -162,7 +163,7 @@ def _recurrent_delta_backward_program(
 
 @functools.cache
 def _recurrent_delta_forward(PARALLEL: bool) -> Callable:
-    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    @njit(parallel=PARALLEL, **KERNEL)
     def forward(batch_size, n_heads, arrays, save):
         for program in prange(batch_size * n_heads):
             _recurrent_delta_forward_program(program // n_heads, program % n_heads, *arrays, save)
@@ -173,7 +174,7 @@ def _recurrent_delta_forward(PARALLEL: bool) -> Callable:
 
 @functools.cache
 def _recurrent_delta_backward(PARALLEL: bool) -> Callable:
-    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    @njit(parallel=PARALLEL, **KERNEL)
     def backward(batch_size, n_heads, arrays):
         for program in prange(batch_size * n_heads):
             _recurrent_delta_backward_program(program // n_heads, program % n_heads, *arrays)
@@ -240,7 +241,7 @@ def recurrent_delta_scan(
 # ------------------------------------------------------------------------------------------------------------ fast rnn
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, **CALLED)
 def _gate(gates, c, y):
     """The activations of the gates i, u, o, in place; c and y of the step."""
     for j in range(y.size):
@@ -253,7 +254,7 @@ def _gate(gates, c, y):
         y[j] = gates[2, j] * c[j]
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, **CALLED)
 def _gate_gradients(gates, c_before, d_y, d_c, d_gates):
     """Of the gates before their activations; d_c turns into the gradient of c_before."""
     one = gates.dtype.type(1)
@@ -351,7 +352,7 @@ def _fast_rnn_backward_program(
 
 @functools.cache
 def _fast_rnn_forward(PARALLEL: bool) -> Callable:
-    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    @njit(parallel=PARALLEL, **KERNEL)
     def forward(batch_size, n_heads, arrays, save):
         for program in prange(batch_size * n_heads):
             _fast_rnn_forward_program(program // n_heads, program % n_heads, *arrays, save)
@@ -362,7 +363,7 @@ def _fast_rnn_forward(PARALLEL: bool) -> Callable:
 
 @functools.cache
 def _fast_rnn_backward(PARALLEL: bool) -> Callable:
-    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    @njit(parallel=PARALLEL, **KERNEL)
     def backward(batch_size, n_heads, arrays):
         for program in prange(batch_size * n_heads):
             _fast_rnn_backward_program(program // n_heads, program % n_heads, *arrays)

@@ -22,10 +22,8 @@ from llvmlite import ir  # isort: skip
 from numba.core import cgutils  # isort: skip
 from numba.extending import intrinsic, overload  # isort: skip
 from fwp_rl.ops import _numba  # isort: skip
+from fwp_rl.ops._jit import FAST, KERNEL  # isort: skip
 
-# fastmath without nnan and ninf: a number that diverged has to stay visible. The numpy error model, because a check for
-# division by zero keeps a loop from vectorising.
-FAST = {"cache": True, "error_model": "numpy", "fastmath": {"contract", "nsz", "arcp", "afn"}}
 PANEL_BYTES = 64
 """Width of a panel of weights: two AVX2 registers, one of AVX-512, four of NEON."""
 
@@ -256,7 +254,7 @@ def _lstm_gradients(gate, previous_c, squashed, d_h, d_c, d_gate):
 
 @functools.cache
 def _lstm_forward(PARALLEL: bool) -> Callable:
-    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    @njit(parallel=PARALLEL, **KERNEL)
     def forward(num_parts, batch_size, arrays):
         for part in prange(num_parts):
             begin, end = part * batch_size // num_parts, (part + 1) * batch_size // num_parts
@@ -268,7 +266,7 @@ def _lstm_forward(PARALLEL: bool) -> Callable:
 
 @functools.cache
 def _lstm_backward(PARALLEL: bool) -> Callable:
-    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    @njit(parallel=PARALLEL, **KERNEL)
     def backward(num_parts, batch_size, arrays):
         for part in prange(num_parts):
             begin, end = part * batch_size // num_parts, (part + 1) * batch_size // num_parts
@@ -383,7 +381,7 @@ def _gru_gradients(gate, recurrent_n, previous_h, d_h, d_gate, d_recurrent):
 
 @functools.cache
 def _gru_forward(PARALLEL: bool) -> Callable:
-    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    @njit(parallel=PARALLEL, **KERNEL)
     def forward(num_parts, batch_size, arrays):
         for part in prange(num_parts):
             begin, end = part * batch_size // num_parts, (part + 1) * batch_size // num_parts
@@ -395,7 +393,7 @@ def _gru_forward(PARALLEL: bool) -> Callable:
 
 @functools.cache
 def _gru_backward(PARALLEL: bool) -> Callable:
-    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    @njit(parallel=PARALLEL, **KERNEL)
     def backward(num_parts, batch_size, arrays):
         for part in prange(num_parts):
             begin, end = part * batch_size // num_parts, (part + 1) * batch_size // num_parts
@@ -470,7 +468,7 @@ def _rnn_gradient(h, d_h, d_gate):
 
 @functools.cache
 def _rnn_forward(PARALLEL: bool) -> Callable:
-    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    @njit(parallel=PARALLEL, **KERNEL)
     def forward(num_parts, batch_size, arrays):
         for part in prange(num_parts):
             begin, end = part * batch_size // num_parts, (part + 1) * batch_size // num_parts
@@ -482,7 +480,7 @@ def _rnn_forward(PARALLEL: bool) -> Callable:
 
 @functools.cache
 def _rnn_backward(PARALLEL: bool) -> Callable:
-    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    @njit(parallel=PARALLEL, **KERNEL)
     def backward(num_parts, batch_size, arrays):
         for part in prange(num_parts):
             begin, end = part * batch_size // num_parts, (part + 1) * batch_size // num_parts
@@ -519,9 +517,14 @@ class _RNNScan(torch.autograd.Function):
 # -------------------------------------------------------------------------------------------------- doors and plumbing
 
 
+@njit(**KERNEL)
+def _probe(out, a, panels):
+    _product(out, a, panels)
+
+
 def compile_probe() -> None:
     """Compile, or load, the part of the kernels that is most likely to fail."""
-    _product(np.zeros((1, 16), np.float32), np.zeros((1, 3), np.float32), np.zeros((1, 3, 16), np.float32))
+    _probe(np.zeros((1, 16), np.float32), np.zeros((1, 3), np.float32), np.zeros((1, 3, 16), np.float32))
 
 
 def lstm_scan(

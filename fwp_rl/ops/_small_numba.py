@@ -13,13 +13,12 @@ import numpy as np  # isort: skip
 from llvmlite import ir  # isort: skip
 from numba import njit, types  # isort: skip
 from numba.extending import intrinsic  # isort: skip
-import fwp_rl.ops._openmp  # noqa: F401  # isort: skip
+from fwp_rl.ops._jit import FAST, NUMPY  # isort: skip
 from fwp_rl.ops import _numba  # isort: skip
-from fwp_rl.ops._rnn_numba import FAST  # isort: skip
 from fwp_rl.ops._simd import load, multiply_add, size_of, store, total, zeros  # isort: skip
 
-CALLED = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-"""For loops over a matrix: inlined into the kernels they would make these no faster, but a third slower to compile."""
+# Loops over a matrix are not inlined: kernels would be no faster, but take a third longer to compile.
+
 CHUNK = 16
 """Steps from one stored matrix to the next: the backward pass rebuilds those between, one chunk at a time."""
 NARROW, WIDE = 8, 32
@@ -35,7 +34,7 @@ def _address(typing, array):
     return types.int64(array), generate
 
 
-@njit(**CALLED)
+@njit(**NUMPY)
 def read(matrix, x, out):
     """out = matrix^T x."""
     rows, columns = matrix.shape
@@ -64,7 +63,7 @@ def read(matrix, x, out):
         j += 1
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, **NUMPY)
 def dot(x, y):
     """Sum of x y."""
     like = x[0]
@@ -82,14 +81,14 @@ def dot(x, y):
     return result
 
 
-@njit(**CALLED)
+@njit(**NUMPY)
 def read_transposed(matrix, y, out):
     """out = matrix y."""
     for i in range(matrix.shape[0]):
         out[i] = dot(matrix[i], y)
 
 
-@njit(**CALLED)
+@njit(**NUMPY)
 def write(matrix, x, y):
     """matrix += x y^T."""
     rows, columns = matrix.shape
@@ -106,28 +105,28 @@ def write(matrix, x, y):
             matrix[i, j] += number * y[j]
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, **NUMPY)
 def copy(source, target):
     """target = source; vectors."""
     for j in range(source.size):
         target[j] = source[j]
 
 
-@njit(**CALLED)
+@njit(**NUMPY)
 def copy_matrix(source, target):
     """target = source; matrices."""
     for i in range(source.shape[0]):
         copy(source[i], target[i])
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, **NUMPY)
 def clear(x):
     """x = 0; a vector."""
     for j in range(x.size):
         x[j] = 0
 
 
-@njit(**CALLED)
+@njit(**NUMPY)
 def clear_matrix(x):
     """x = 0; a matrix."""
     for i in range(x.shape[0]):

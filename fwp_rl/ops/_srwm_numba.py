@@ -13,8 +13,9 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 import numpy as np  # isort: skip
 from numba import njit, prange  # isort: skip
+from fwp_rl.ops._jit import CALLED, FAST, KERNEL  # isort: skip
 from fwp_rl.ops._numba import empty  # isort: skip
-from fwp_rl.ops._rnn_numba import FAST, sigmoid  # isort: skip
+from fwp_rl.ops._rnn_numba import sigmoid  # isort: skip
 from fwp_rl.ops._small_numba import (  # isort: skip
     CHUNK,
     clear_matrix,
@@ -33,7 +34,7 @@ from fwp_rl.ops._small_numba import (  # isort: skip
 )
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, **CALLED)
 def _scale_blocks(rates, x, out, V, K):
     """out = x, each of the four blocks times its rate."""
     for j in range(V):
@@ -141,7 +142,7 @@ def _backward_program(b, h, x, base, starts, reads, errors, checkpoints, d_outpu
 
 @functools.cache
 def _forward(PARALLEL: bool) -> Callable:
-    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    @njit(parallel=PARALLEL, **KERNEL)
     def forward(batch_size, n_heads, arrays, save):
         for program in prange(batch_size * n_heads):
             _forward_program(program // n_heads, program % n_heads, *arrays, save)
@@ -152,7 +153,7 @@ def _forward(PARALLEL: bool) -> Callable:
 
 @functools.cache
 def _backward(PARALLEL: bool) -> Callable:
-    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    @njit(parallel=PARALLEL, **KERNEL)
     def backward(batch_size, n_heads, arrays):
         for program in prange(batch_size * n_heads):
             _backward_program(program // n_heads, program % n_heads, *arrays)

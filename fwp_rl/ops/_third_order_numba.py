@@ -13,10 +13,9 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 import numpy as np  # isort: skip
 from numba import njit, prange  # isort: skip
+from fwp_rl.ops._jit import FAST, KERNEL, NUMPY  # isort: skip
 from fwp_rl.ops._numba import empty, number  # isort: skip
-from fwp_rl.ops._rnn_numba import FAST  # isort: skip
 from fwp_rl.ops._small_numba import (  # isort: skip
-    CALLED,
     CHUNK,
     clear_matrix,
     copy,
@@ -33,7 +32,7 @@ from fwp_rl.ops._small_numba import (  # isort: skip
 from fwp_rl.ops.recurrent_scan import NORM_EPSILON  # isort: skip
 
 
-@njit(**CALLED)
+@njit(**NUMPY)
 def _pairs(x, y, out):
     """out = x y^T, flat."""
     for i in range(x.size):
@@ -41,7 +40,7 @@ def _pairs(x, y, out):
             out[i * y.size + j] = x[i] * y[j]
 
 
-@njit(**CALLED)
+@njit(**NUMPY)
 def _pairs_gradients(x, y, d_out, d_x, d_y):
     for j in range(y.size):
         d_y[j] = 0
@@ -181,7 +180,7 @@ def _backward_program(
 
 @functools.cache
 def _forward(PARALLEL: bool) -> Callable:
-    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    @njit(parallel=PARALLEL, **KERNEL)
     def forward(batch_size, n_heads, arrays, epsilon, share, save):
         for program in prange(batch_size * n_heads):
             _forward_program(np.int64(program), *arrays, epsilon, share, save)
@@ -192,7 +191,7 @@ def _forward(PARALLEL: bool) -> Callable:
 
 @functools.cache
 def _backward(PARALLEL: bool) -> Callable:
-    @njit(parallel=PARALLEL, cache=True, nogil=True)
+    @njit(parallel=PARALLEL, **KERNEL)
     def backward(batch_size, n_heads, arrays, share):
         for program in prange(batch_size * n_heads):
             _backward_program(np.int64(program), *arrays, share)

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 import numpy as np  # isort: skip
 from numba import njit  # isort: skip
-import fwp_rl.ops._openmp  # noqa: F401  # isort: skip
+from fwp_rl.ops._jit import CALLED, KERNEL  # isort: skip
 from fwp_rl.ops._simd import constant, load, multiply, multiply_add, size_of, store, total, zeros  # isort: skip
 
 WIDTH = 8
@@ -20,7 +20,7 @@ WIDTH = 8
 # A tensor reaches a kernel as its address and the stride of its rows in bytes; `length` carries the type of numbers.
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, **CALLED)
 def _dot(x, y, size, like):
     number, tile = size_of(like), zeros(like, WIDTH)
     whole = size - size % WIDTH
@@ -33,7 +33,7 @@ def _dot(x, y, size, like):
     return result
 
 
-@njit(nogil=True)
+@njit(**CALLED)
 def scale_vector(source, target, size, epsilon, length):
     """Write y = length s x; returns s."""
     number, tile, one = size_of(length), zeros(length, WIDTH), constant(length, 1)
@@ -47,7 +47,7 @@ def scale_vector(source, target, size, epsilon, length):
     return scale
 
 
-@njit(nogil=True)
+@njit(**CALLED)
 def scale_vector_backward(y, scale, grad, target, size, length):
     """Write the gradient of x; `target` may be `grad`."""
     number, tile, one = size_of(length), zeros(length, WIDTH), constant(length, 1)
@@ -60,7 +60,7 @@ def scale_vector_backward(y, scale, grad, target, size, length):
         store(target + i, along * load(length, y + i) + across * load(length, grad + i))
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def _scale_forward(x, x_stride, y, scales, rows, groups, size, epsilon, length):
     number = size_of(length)
     for row in range(rows):
@@ -70,7 +70,7 @@ def _scale_forward(x, x_stride, y, scales, rows, groups, size, epsilon, length):
             scales += number
 
 
-@njit(cache=True, nogil=True)
+@njit(**KERNEL)
 def _scale_backward(y, scales, grad, grad_stride, dx, dx_stride, rows, groups, size, length):
     number = size_of(length)
     for row in range(rows):

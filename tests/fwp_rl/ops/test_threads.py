@@ -21,7 +21,7 @@ assert torch.get_num_threads() == 1, f"torch now uses {torch.get_num_threads()} 
 
 @pytest.mark.parametrize("memory", ["delta", "lstm"])
 def test_the_first_use_of_a_kernel_leaves_them_alone(memory: str) -> None:
-    """Catches numba starting its threads before `_openmp` has noted torch's: with one core busy elsewhere, every small
+    """Catches numba starting its threads before `_jit` has noted torch's: with one core busy elsewhere, every small
     operation would then wait for a second thread, and training be ten times slower. In a process of its own, since
     threads are started once.
     """
