@@ -65,6 +65,8 @@ class PPOConfig:
     """Learn from rewards divided by the running spread of their discounted sum. Statistics and evaluations stay raw."""
     use_sde: bool = False
     """State-dependent exploration (continuous actions only)."""
+    sde_sample_freq: int = -1
+    """Steps after which state-dependent exploration draws its noise again. -1: once in a rollout."""
     log_std_init: float = 0.0
     """Logarithm of the initial standard deviation of continuous actions."""
 

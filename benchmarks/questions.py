@@ -245,7 +245,8 @@ QUESTIONS = {
     "zoo-pendulum": _zoo(
         "PendulumNoVel-v1",
         "--n-envs 4 --total-timesteps 100000 --ppo.n-steps 1024 --ppo.sequence-length 128 --ppo.batch-size 128 "
-        "--ppo.n-epochs 10 --ppo.gamma 0.9 --ppo.gae-lambda 0.95 --ppo.learning-rate 1e-3 --ppo.use-sde",
+        "--ppo.n-epochs 10 --ppo.gamma 0.9 --ppo.gae-lambda 0.95 --ppo.learning-rate 1e-3 --ppo.use-sde "
+        "--ppo.sde-sample-freq 4",
         bar=-358.0,  # one standard deviation below
         control=(-2000.0, -900.0),
         published="-217.9 +- 140.1",
