@@ -19,7 +19,7 @@ import torch  # before numba: the first to load OpenMP decides which copy both u
 import numba  # isort: skip
 import numpy as np  # isort: skip
 from numba import njit, prange  # isort: skip
-import fwp_rl.ops._jit  # noqa: F401  # isort: skip
+import fwp_rl.ops._jit  # noqa: F401 - starts numba's threads, keeps torch's  # isort: skip
 from fwp_rl.ops._simd import load, multiply_add, size_of, store, zeros  # isort: skip
 
 WIDTH = 8
