@@ -114,6 +114,8 @@ class Bench:
     """Turns that each takes."""
     threads: int = 1
     """Threads for computing."""
+    device: str = "cpu"
+    """Where everybody computes: cpu, cuda or cuda:N."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +216,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         case Bench():
             from agents.throughput import bench
 
-            print(bench(command.env_id, command.memory, repeats=command.repeats, threads=command.threads))
+            print(
+                bench(
+                    command.env_id,
+                    command.memory,
+                    repeats=command.repeats,
+                    threads=command.threads,
+                    device=command.device,
+                )
+            )
         case Compare():
             from agents.comparison import compare
 

@@ -2,11 +2,14 @@
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
+
+import torch
 
 import fwp_rl.memories  # noqa: F401  (registers the memory types)
 from fwp_rl.memory import MemoryConfig
@@ -157,9 +160,21 @@ def config_problems(config: TrainConfig) -> list[str]:
         problems.append(f"ppo.adam_eps={config.ppo.adam_eps} must be more than 0")
     if config.ppo.ent_coef_final is not None and not config.ppo.ent_coef_final >= 0:
         problems.append(f"ppo.ent_coef_final={config.ppo.ent_coef_final} must be at least 0")
-    if config.device not in ("cpu", "auto", "cuda") and not config.device.startswith("cuda:"):
-        problems.append(f"device={config.device!r} must be cpu, cuda, cuda:N or auto")
+    if problem := device_problem(config.device):
+        problems.append(problem)
     return problems
+
+
+def device_problem(device: str) -> str | None:
+    """Why nothing can be computed there."""
+    if device not in ("cpu", "auto", "cuda") and not re.fullmatch(r"cuda:\d+", device):
+        return f"device={device!r} must be cpu, cuda, cuda:N or auto"
+    if device.startswith("cuda"):
+        index, there = int(device.partition(":")[2] or 0), torch.cuda.device_count()
+        if index >= there:  # Stable-Baselines3 would compute on the CPU and not say so
+            found = f"{there} GPUs" if there > 1 else "one GPU" if there else "no GPU"
+            return f"device={device!r} must be there, PyTorch finds {found}; cpu and auto always work"
+    return None
 
 
 _LEAST = {

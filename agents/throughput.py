@@ -23,6 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import envs
 from agents.command_line import nearest
+from agents.config import device_problem
 from agents.errors import UsageError
 from agents.presets import preset_config
 from agents.table import table
@@ -32,23 +33,18 @@ from fwp_rl.sb3 import MemoryPPO
 
 N_ENVS, N_STEPS, N_EPOCHS, N_MINIBATCHES = 16, 128, 4, 4
 NET_ARCH = {"pi": [64], "vf": [64]}
-SETTINGS: dict[str, Any] = {
-    "n_steps": N_STEPS,
-    "batch_size": N_ENVS * N_STEPS // N_MINIBATCHES,
-    "n_epochs": N_EPOCHS,
-    "seed": 0,
-    "device": "cpu",
-}
 WIDTHS = range(32, 513, 16)
 LSTM = {"lstm_hidden_size": 128, "shared_lstm": True, "enable_critic_lstm": False, "net_arch": NET_ARCH}
 """sb3-contrib's LSTM, shared by actor and critic."""
 
 
-def bench(env_id: str, memories: Sequence[str], *, repeats: int, threads: int) -> str:
+def bench(env_id: str, memories: Sequence[str], *, repeats: int, threads: int, device: str) -> str:
     """A table of `memories` in training on a task, with its preset's observations, beside the peers."""
     for name, value in (("repeats", repeats), ("threads", threads)):
         if value < 1:
             raise UsageError(f"{name}={value} must be at least 1")
+    if problem := device_problem(device):
+        raise UsageError(problem)
     for memory in memories:
         if memory not in memory_configs():
             hint = nearest(memory, list(memory_configs()))
@@ -64,8 +60,8 @@ def bench(env_id: str, memories: Sequence[str], *, repeats: int, threads: int) -
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        theirs = peers(make)
-        models = {**theirs, **ours(make, memories, parameters=count(theirs["RecurrentPPO"]))}
+        theirs = peers(make, device)
+        models = {**theirs, **ours(make, memories, device, parameters=count(theirs["RecurrentPPO"]))}
         rows = measure(make, models, repeats=repeats, iterations=1)
     finally:
         torch.set_num_threads(before)
@@ -84,35 +80,49 @@ def bench(env_id: str, memories: Sequence[str], *, repeats: int, threads: int) -
     )
 
 
-def peers(make_env: Callable[[], VecEnv]) -> dict[str, BaseAlgorithm]:
-    """SB3's memoryless PPO with its default network, and sb3-contrib's RecurrentPPO."""
-    env = make_env()
-    name = policy_name(env)
+def settings(env: VecEnv, device: str) -> dict[str, Any]:
+    """What everybody is told."""
     return {
-        "PPO": PPO(name, env, **SETTINGS),
-        "RecurrentPPO": RecurrentPPO(name.replace("Policy", "LstmPolicy"), make_env(), policy_kwargs=LSTM, **SETTINGS),
+        "n_steps": N_STEPS,
+        "batch_size": env.num_envs * N_STEPS // N_MINIBATCHES,
+        "n_epochs": N_EPOCHS,
+        "seed": 0,
+        "device": device,
     }
 
 
-def ours(make_env: Callable[[], VecEnv], memories: Sequence[str], *, parameters: int) -> dict[str, BaseAlgorithm]:
+def peers(make_env: Callable[[], VecEnv], device: str) -> dict[str, BaseAlgorithm]:
+    """SB3's memoryless PPO with its default network, and sb3-contrib's RecurrentPPO."""
+    env = make_env()
+    name, shared = policy_name(env), settings(env, device)
+    recurrent = name.replace("Policy", "LstmPolicy")
+    return {
+        "PPO": PPO(name, env, **shared),
+        "RecurrentPPO": RecurrentPPO(recurrent, make_env(), policy_kwargs=LSTM, **shared),
+    }
+
+
+def ours(
+    make_env: Callable[[], VecEnv], memories: Sequence[str], device: str, *, parameters: int
+) -> dict[str, BaseAlgorithm]:
     """MemoryPPO with each of the memories, in that of `WIDTHS` with which it is nearest to so many parameters."""
     models: dict[str, BaseAlgorithm] = {}
     for memory in memories:
         env = make_env()
-        build = functools.partial(memory_ppo, memory, env)
+        build = functools.partial(memory_ppo, memory, env, device)
         above = bisect.bisect_left(WIDTHS, parameters, hi=len(WIDTHS) - 1, key=lambda width: count(build(width)))
         nearest_to = [build(width) for width in WIDTHS[max(above - 1, 0) : above + 1]]
         models[f"MemoryPPO {memory}"] = min(nearest_to, key=lambda model: abs(count(model) - parameters))
     return models
 
 
-def memory_ppo(memory: str, env: VecEnv, width: int) -> MemoryPPO:
+def memory_ppo(memory: str, env: VecEnv, device: str, width: int) -> MemoryPPO:
     """MemoryPPO whose encoder and memory have this width."""
     config = memory_config(memory)
     sizes = {field.name for field in dataclasses.fields(config)} & {"width", "hidden_size"}
     config = dataclasses.replace(config, **dict.fromkeys(sizes, width))
     kwargs = {"memory": config, "encoder_size": width, "net_arch": NET_ARCH}
-    return MemoryPPO(policy_name(env), env, policy_kwargs=kwargs, **SETTINGS)
+    return MemoryPPO(policy_name(env), env, policy_kwargs=kwargs, **settings(env, device))
 
 
 def count(model: BaseAlgorithm) -> int:
@@ -133,7 +143,7 @@ def seconds_of_env(env: VecEnv, iterations: int) -> float:
 def seconds_of(model: BaseAlgorithm, iterations: int) -> float:
     """Seconds of so many rollouts and updates."""
     started = time.perf_counter()
-    model.learn(iterations * N_ENVS * N_STEPS, reset_num_timesteps=False)
+    model.learn(iterations * model.n_envs * N_STEPS, reset_num_timesteps=False)
     return time.perf_counter() - started
 
 
@@ -149,7 +159,7 @@ def measure(
         times["env only"].append(seconds_of_env(env, iterations))
         for name, model in models.items():
             times[name].append(seconds_of(model, iterations))
-    steps = iterations * N_ENVS * N_STEPS
+    steps = iterations * env.num_envs * N_STEPS
     return {
         name: {
             "steps_per_second": round(steps / statistics.median(seconds)),

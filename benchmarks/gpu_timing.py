@@ -29,31 +29,30 @@ def differentiated(forward: Callable[[], Tensor], leaves: list[Tensor], differen
 
 
 def launched(work: Workload, device: torch.device) -> float:
-    """Milliseconds of one call, median."""
+    """Milliseconds of one call among many that follow each other, median: of the GPU or of who launches its work,
+    whichever takes longer.
+    """
     for _ in range(3):  # compiles, tunes, allocates
         work()
+    synchronize(device)
     began = time.perf_counter()
     work()
     synchronize(device)
-    repeats = max(3, min(50, int(0.05 / (time.perf_counter() - began))))
+    in_a_row = max(1, min(100, int(0.02 / (time.perf_counter() - began))))
     times = []
-    for _ in range(repeats):
-        if device.type == "cuda":
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
+    for _ in range(5):
+        began = time.perf_counter()
+        for _ in range(in_a_row):
             work()
-            end.record()
-            end.synchronize()
-            times.append(begin.elapsed_time(end))
-        else:
-            began = time.perf_counter()
-            work()
-            times.append(1e3 * (time.perf_counter() - began))
+        synchronize(device)
+        times.append(1e3 * (time.perf_counter() - began) / in_a_row)
     return statistics.median(times)
 
 
 def replayed(work: Workload, device: torch.device) -> float | None:
-    """The same from a CUDA graph; None where it cannot be captured (it asks the GPU something on its way)."""
+    """What the GPU itself needs for it, from a CUDA graph; None where it cannot be captured, since it asks the GPU
+    something on its way.
+    """
     if device.type != "cuda":
         return None
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
@@ -68,7 +67,16 @@ def replayed(work: Workload, device: torch.device) -> float | None:
         raise
     except RuntimeError:
         return None
-    return launched(graph.replay, device)
+    graph.replay()
+    times = []
+    for _ in range(20):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+    return statistics.median(times)
 
 
 def synchronize(device: torch.device) -> None:

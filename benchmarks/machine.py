@@ -2,9 +2,11 @@
 
 import datetime
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 import platform
+import re
 
 import torch
 
@@ -18,6 +20,24 @@ def describe_machine() -> str:
         f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; {platform.system()}, "
         f"Python {platform.python_version()}, {versions}; {datetime.date.today().isoformat()}"
     )
+
+
+def describe_gpu() -> str:
+    """One line: the GPU, and the versions of what only matters there."""
+    import triton
+
+    name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    packages = [f"triton {triton.__version__}", f"CUDA or ROCm {torch.version.cuda or torch.version.hip}"]
+    packages.append(f"cuDNN {torch.backends.cudnn.version()}")
+    if importlib.util.find_spec("fla"):
+        packages.append(f"flash-linear-attention {importlib.metadata.version('flash-linear-attention')}")
+    return f"{name} (sm_{major}{minor}, driver {_driver()}), {', '.join(packages)}"
+
+
+def _driver() -> str:
+    file = pathlib.Path("/proc/driver/nvidia/version")
+    found = re.search(r"\d+\.\d[\d.]*", file.read_text()) if file.exists() else None
+    return found[0] if found else "unknown"
 
 
 def _processor() -> str:

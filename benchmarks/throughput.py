@@ -1,6 +1,7 @@
 """How many environment steps per second does a whole training run make?
 
     python -m benchmarks.throughput             # 10 minutes; writes benchmarks/results/throughput.{json,md}
+    python -m benchmarks.throughput --device cuda   # where there is a GPU; writes throughput_gpu.{json,md}
     python -m benchmarks.throughput --smoke     # seconds, writes nothing
 
 How it is measured, and what everybody has in common, is told in `agents.throughput`, which measures for users, too.
@@ -10,7 +11,7 @@ How it is measured, and what everybody has in common, is told in `agents.through
 - RecurrentPPO patched: the same with its loop over time replaced by one fused LSTM call. That is exact, because its
   buffer cuts sequences at every episode start; it is what a small upstream change could reach.
 - PPO: SB3's memoryless PPO with its default network.
-- MemoryPPO: ours.
+- MemoryPPO: ours. Where everybody computes on a GPU, `delta` and `lstm` also on the CPU beside it.
 """
 
 import argparse
@@ -30,18 +31,17 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import envs
-from agents.throughput import LSTM, N_ENVS, SETTINGS, count, faster, measure, ours, peers
-from benchmarks.machine import describe_machine
+from agents.throughput import LSTM, N_ENVS, count, faster, measure, ours, peers, settings
+from benchmarks.machine import describe_gpu, describe_machine
 
 MAIN = ("delta", "gated_delta", "lstm", "gru")
+SEQUENTIAL = ("recurrent_delta", "delta_rnn", "srwm")
 OTHERS = (
+    *SEQUENTIAL,
     "rnn",
     "additive",
-    "recurrent_delta",
-    "delta_rnn",
     "delta_lstm",
     "delta_mlp",
-    "srwm",
     "fast_weight_memory",
     "delta_product",
     "linear_attention",
@@ -57,7 +57,7 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 class NullVecEnv(VecEnv):
     """No environment at all: random observations of 147 floats, episodes of about 50 steps."""
 
-    def __init__(self, n_envs: int = N_ENVS) -> None:
+    def __init__(self, n_envs: int) -> None:
         super().__init__(n_envs, spaces.Box(-1, 1, (147,), np.float32), spaces.Discrete(7))
         rng = np.random.default_rng(0)
         self._observations = rng.uniform(-1, 1, (64, n_envs, 147)).astype(np.float32)
@@ -114,19 +114,25 @@ def our_minigrid() -> gymnasium.Env[Any, Any]:
     return Monitor(envs.make("MiniGrid-MemoryS11-v0", observation="symbolic"))
 
 
-ENVIRONMENTS: dict[str, Callable[[], VecEnv]] = {
-    "null": NullVecEnv,
+NULL: dict[str, Callable[[], VecEnv]] = {"null": lambda: NullVecEnv(N_ENVS)}
+ON_CPU: dict[str, Callable[[], VecEnv]] = {
+    **NULL,
     "MiniGrid-MemoryS11-v0": lambda: DummyVecEnv([stock_minigrid] * N_ENVS),
     "MiniGrid-MemoryS11-v0 (envs)": lambda: DummyVecEnv([our_minigrid] * N_ENVS),
 }
+ON_GPU: dict[str, Callable[[], VecEnv]] = {**NULL, "null, 256 environments": lambda: NullVecEnv(256)}
 
 
-def contenders(make_env: Callable[[], VecEnv], memories: tuple[str, ...]) -> dict[str, BaseAlgorithm]:
-    patched = RecurrentPPO(PatchedPolicy, make_env(), policy_kwargs=LSTM, **SETTINGS)
+def contenders(make_env: Callable[[], VecEnv], memories: tuple[str, ...], device: str) -> dict[str, BaseAlgorithm]:
+    env = make_env()
+    patched = RecurrentPPO(PatchedPolicy, env, policy_kwargs=LSTM, **settings(env, device))
+    size = count(patched)
+    on_cpu = {} if device == "cpu" else ours(make_env, ("delta", "lstm"), "cpu", parameters=size)
     return {
-        **peers(make_env),
+        **peers(make_env, device),
         "RecurrentPPO patched": patched,
-        **ours(make_env, memories, parameters=count(patched)),
+        **ours(make_env, memories, device, parameters=size),
+        **{f"{name} on the CPU": model for name, model in on_cpu.items()},
     }
 
 
@@ -134,7 +140,7 @@ BARS = (  # environment, ours, theirs, at least
     ("null", "MemoryPPO delta", "RecurrentPPO", 5.0),
     ("null", "MemoryPPO delta", "RecurrentPPO patched", 1.8),
     ("null", "MemoryPPO lstm", "RecurrentPPO patched", 1.3),
-    *(("null", f"MemoryPPO {name}", "RecurrentPPO", 2.0) for name in ("recurrent_delta", "delta_rnn", "srwm")),
+    *(("null", f"MemoryPPO {name}", "RecurrentPPO", 2.0) for name in SEQUENTIAL),
     *(("null", f"MemoryPPO {name}", "RecurrentPPO", 1.0) for name in OTHERS),
     ("MiniGrid-MemoryS11-v0", "MemoryPPO delta", "RecurrentPPO", 2.2),
     ("MiniGrid-MemoryS11-v0", "MemoryPPO delta", "PPO", 0.8),
@@ -169,6 +175,7 @@ def as_markdown(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="one tiny repeat without an environment, nothing written")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where everybody computes")
     parser.add_argument("--repeats", type=int, default=21)
     parser.add_argument("--iterations", type=int, default=1, help="rollouts and updates per repeat")
     parser.add_argument("--threads", type=int, default=2)
@@ -176,15 +183,18 @@ def main() -> None:
     # Beside other processes, as in a test, a second thread is mostly waited for.
     torch.set_num_threads(1 if arguments.smoke else arguments.threads)
     repeats, iterations = (1, 1) if arguments.smoke else (arguments.repeats, arguments.iterations)
-    environments = {name: ENVIRONMENTS[name] for name in (["null"] if arguments.smoke else ENVIRONMENTS)}
-    memories = MAIN[:1] if arguments.smoke else (*MAIN, *OTHERS)
+    on_gpu = arguments.device == "cuda"
+    environments = NULL if arguments.smoke else ON_GPU if on_gpu else ON_CPU
+    memories = MAIN[:1] if arguments.smoke else (*MAIN, *(SEQUENTIAL if on_gpu else OTHERS))
     rows = {
-        name: measure(make_env, contenders(make_env, memories), repeats=repeats, iterations=iterations)
+        name: measure(
+            make_env, contenders(make_env, memories, arguments.device), repeats=repeats, iterations=iterations
+        )
         for name, make_env in environments.items()
     }
     seconds = {name: {who: row["seconds"] for who, row in table.items()} for name, table in rows.items()}
     result = {
-        "machine": describe_machine(),
+        "machine": f"{describe_gpu()}; {describe_machine()}" if on_gpu else describe_machine(),
         "threads": arguments.threads,
         "repeats": repeats,
         "iterations": iterations,
@@ -198,8 +208,9 @@ def main() -> None:
     print(as_markdown(result))
     if not arguments.smoke:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "throughput.json").write_text(json.dumps(result, indent=1) + "\n")
-        (RESULTS / "throughput.md").write_text(as_markdown(result))
+        name = "throughput_gpu" if on_gpu else "throughput"
+        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        (RESULTS / f"{name}.md").write_text(as_markdown(result))
 
 
 if __name__ == "__main__":

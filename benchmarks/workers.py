@@ -125,7 +125,7 @@ def steps(make: Maker, n_envs: int, repeats: int) -> dict[str, list[float]]:
 def training(make: Maker, repeats: int) -> dict[str, list[float]]:
     """Seconds of a rollout and an update."""
     models = {
-        name: memory_ppo("delta", CONTENDERS[name](make, N_ENVS), 128)
+        name: memory_ppo("delta", CONTENDERS[name](make, N_ENVS), "cpu", 128)
         for name in ("one process", "2 processes", "3 processes")
     }
     seconds: dict[str, list[float]] = {name: [] for name in models}

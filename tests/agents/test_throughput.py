@@ -26,6 +26,7 @@ def test_the_table_has_everybody(capsys: pytest.CaptureFixture) -> None:
         (["--memory", "detla"], "unknown memory 'detla'; did you mean delta"),
         (["--env-id", "fwp/TMazz-v0"], "fwp/TMaze-v0"),
         (["--repeats", "0"], "repeats=0 must be at least 1"),
+        (["--device", "cuda:99"], "device='cuda:99' must be there, PyTorch finds"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
