@@ -51,6 +51,8 @@ class PPOConfig:
     """Trade-off between bias and variance of the advantages."""
     clip_range: float = 0.2
     """How far an update may move the probability ratio from 1."""
+    clip_range_schedule: Literal["constant", "linear"] = "constant"
+    """Keep the clip range, or let it fall linearly to zero at the end of training."""
     advantage_floor: float = 0.0
     """Advantages are divided by their spread in a minibatch, but by no less than this, in units of return. With 0, an
     agent without mistakes may unlearn what it can; 0.1 suits rewards of 1 for success."""

@@ -31,10 +31,11 @@ def make_training_env(config: TrainConfig) -> VecEnv:
 
 def build_model(config: TrainConfig, venv: VecEnv) -> MemoryPPO:
     """The learner of `config` on `venv`; UsageError with one line for each setting that cannot work."""
-    special = ("learning_rate_schedule", "ent_coef_final", "log_std_init", "normalize_reward", "adam_eps")
+    special = ("ent_coef_final", "log_std_init", "normalize_reward", "adam_eps")
     settings = {name: value for name, value in asdict(config.ppo).items() if name not in special}
-    if config.ppo.learning_rate_schedule == "linear" and config.ppo.learning_rate >= 0:
-        settings["learning_rate"] = LinearSchedule(config.ppo.learning_rate, 0.0, 1.0)
+    for name in ("learning_rate", "clip_range"):
+        if settings.pop(f"{name}_schedule") == "linear" and settings[name] > 0:  # else MemoryPPO says what is wrong
+            settings[name] = LinearSchedule(settings[name], 0.0, 1.0)
     try:
         model = MemoryPPO(
             policy_name(venv),

@@ -91,7 +91,7 @@ def _popgym(
 
 def _zoo(env_id: str, flags: str, *, lstm: str, bar: float, control: tuple[float, float], published: str) -> Question:
     """The settings are those that RL Zoo calls tuned (`hyperparams/ppo_lstm.yml`, and the cards of its trained agents),
-    as far as MemoryPPO has them: it shares one memory between actor and critic, and its clip range does not fall.
+    as far as MemoryPPO has them: it shares one memory between actor and critic, which RL Zoo's agents do not.
     """
     return Question(
         text=f"{env_id} with the settings of RL Zoo's PPO-LSTM",
@@ -243,7 +243,7 @@ QUESTIONS = {
         "CartPoleNoVel-v1",
         "--n-envs 8 --total-timesteps 100000 --ppo.n-steps 32 --ppo.sequence-length 32 --ppo.batch-size 256 "
         "--ppo.n-epochs 20 --ppo.gamma 0.98 --ppo.gae-lambda 0.8 --ppo.learning-rate 1e-3 "
-        "--ppo.learning-rate-schedule linear --ppo.vf-coef 0.5",
+        "--ppo.learning-rate-schedule linear --ppo.clip-range-schedule linear --ppo.vf-coef 0.5",
         lstm="lstm_64",
         bar=475.0,
         control=(0.0, 250.0),

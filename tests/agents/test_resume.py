@@ -28,7 +28,7 @@ STEPS, CUT_AT = 448, 350  # a rollout has 64 steps, and there are checkpoints at
 TINY = TrainConfig(
     env_id="fwp/RepeatPrevious-v0",
     memory=memory_config("gated_delta"),
-    ppo=PPOConfig(n_steps=16, n_epochs=1, learning_rate_schedule="linear"),
+    ppo=PPOConfig(n_steps=16, n_epochs=1, learning_rate_schedule="linear", clip_range_schedule="linear"),
     n_envs=4,
     total_timesteps=STEPS,
     save_every=128,

@@ -1,7 +1,9 @@
+import contextlib
 import dataclasses
 import functools
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,16 +47,30 @@ def test_the_learner_sees_normalized_rewards_where_the_config_says_so() -> None:
         venv.close()
 
 
-def test_what_keeps_an_agent_from_unlearning_reaches_the_learner() -> None:
+def test_every_setting_of_ppo_reaches_the_learner() -> None:
     """Catches settings that do nothing, and a fused optimizer that was lost on the way."""
-    config = preset_config("fwp/TMaze-v0", None)
-    wanted = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, advantage_floor=0.1, adam_eps=1e-4))
-    venv = make_training_env(wanted)
-    model = build_model(wanted, venv)
-    assert model.rollout_buffer.advantage_floor == 0.1
-    (group,) = model.policy.optimizer.param_groups
-    assert (group["eps"], group["fused"]) == (1e-4, True)
-    venv.close()
+    numbers: dict[str, Any] = {
+        **{"n_steps": 32, "sequence_length": 16, "batch_size": 64, "n_epochs": 3, "target_kl": 0.1},
+        **{"gamma": 0.9, "gae_lambda": 0.8, "vf_coef": 0.3, "max_grad_norm": 0.7, "ent_coef": 0.01},
+        **{"use_sde": True, "sde_sample_freq": 4},
+    }
+    elsewhere: dict[str, Any] = {
+        **{"learning_rate": 1e-3, "learning_rate_schedule": "linear", "adam_eps": 1e-4},
+        **{"clip_range": 0.1, "clip_range_schedule": "linear"},
+        **{"advantage_floor": 0.1, "log_std_init": -1.5, "ent_coef_final": 0.001, "normalize_reward": True},
+    }
+    ppo = PPOConfig(**numbers, **elsewhere)
+    assert {field.name for field in dataclasses.fields(ppo)} == {*numbers, *elsewhere}
+    config = TrainConfig(env_id="PendulumNoVel-v1", ppo=ppo, n_envs=4)
+    with contextlib.closing(make_training_env(config)) as venv:
+        model = build_model(config, venv)
+        assert {name: getattr(model, name) for name in numbers} == numbers
+        assert (model.lr_schedule(0.5), model.clip_range(0.5)) == (5e-4, 0.05)  # type: ignore[operator]  # a schedule
+        assert model.rollout_buffer.advantage_floor == 0.1
+        (group,) = model.policy.optimizer.param_groups
+        assert (group["eps"], group["fused"]) == (1e-4, True)
+        assert (model.policy.log_std == -1.5).all()
+        assert isinstance(model.env, NormalizedRewards)
 
 
 @pytest.mark.parametrize(("target", "stops"), [(1.0, True), (501.0, False)])
