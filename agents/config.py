@@ -91,6 +91,8 @@ class TrainConfig:
     """The memory of the agent."""
     n_blocks: int = 1
     """How many memory blocks are stacked."""
+    encoder_size: int | None = 128
+    """Units of the layer between observation and memory. None: the memory reads the observation as it is."""
     net_arch: tuple[int, ...] = (64,)
     """Hidden layers after the memory, the same for policy and value. Empty: linear heads."""
     normalize_observations: bool = False
@@ -181,6 +183,7 @@ def device_problem(device: str) -> str | None:
 
 _LEAST = {
     "n_blocks": 1,
+    "encoder_size": 1,
     "total_timesteps": 1,
     "n_envs": 1,
     "workers": 0,

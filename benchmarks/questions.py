@@ -91,7 +91,8 @@ def _popgym(
 
 def _zoo(env_id: str, flags: str, *, lstm: str, bar: float, control: tuple[float, float], published: str) -> Question:
     """The settings are those that RL Zoo calls tuned (`hyperparams/ppo_lstm.yml`, and the cards of its trained agents),
-    as far as MemoryPPO has them: it shares one memory between actor and critic, which RL Zoo's agents do not.
+    as far as MemoryPPO has them: it shares one memory between actor and critic, which RL Zoo's agents do not. Theirs
+    read the observation without a layer before; so does our LSTM here.
     """
     return Question(
         text=f"{env_id} with the settings of RL Zoo's PPO-LSTM",
@@ -105,6 +106,7 @@ def _zoo(env_id: str, flags: str, *, lstm: str, bar: float, control: tuple[float
             *flags.split(),
             *("--normalize-observations", "--ppo.normalize-reward", "--net-arch", "64", "--stop-at-return", "None"),
         ),
+        flags_of={lstm: ("--encoder-size", "None")},
         eval_every=0,
         published={lstm: published},
         published_by="RL Zoo with sb3-contrib's RecurrentPPO, mean and standard deviation over episodes",

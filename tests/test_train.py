@@ -122,11 +122,13 @@ def test_schedules_inputs_and_saving_on_the_way(tmp_path: Path) -> None:
     extra = ["--ppo.learning-rate-schedule", "linear", "--ppo.clip-range-schedule", "linear"]
     extra += ["--ppo.ent-coef", "0.1", "--ppo.ent-coef-final", "0.0"]
     inputs = ["--previous-action", "--previous-reward", "--save-every", "128", "--n-blocks", "2", "--threads", "1"]
+    inputs += ["--encoder-size", "None"]
     directory = train.main([*TINY, *extra, *inputs, "--run-dir", str(tmp_path / "run")])
     lines = list(read_metrics(directory / "metrics.jsonl"))
     assert [line.get("train/learning_rate") for line in lines] == [None, pytest.approx(1.5e-4), 0.0]
     assert [line.get("train/clip_range") for line in lines] == [None, pytest.approx(0.1), 0.0]
     _, policy = load_run(directory)
+    assert (policy.n_blocks, policy.encoder_size) == (2, None)
     assert set(policy.observation_space.spaces) == {"observation", "previous_action", "previous_reward"}  # type: ignore[attr-defined]  # a Dict
 
 

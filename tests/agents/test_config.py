@@ -59,9 +59,20 @@ def test_numbers_that_are_none_are_not_written() -> None:
 
 
 def test_all_problems_are_told_at_once() -> None:
-    config = TrainConfig(n_envs=0, seed=-1, total_timesteps=0, stop_at_success=2.0, device="tpu", net_arch=(0,))
+    config = TrainConfig(
+        n_envs=0, seed=-1, total_timesteps=0, stop_at_success=2.0, device="tpu", net_arch=(0,), encoder_size=0
+    )
     problems = "\n".join(config_problems(config))
-    for name in ("n_envs=0", "seed=-1", "total_timesteps=0", "stop_at_success=2.0", "eval_every", "'tpu'", "net_arch"):
+    for name in (
+        "n_envs=0",
+        "seed=-1",
+        "total_timesteps=0",
+        "stop_at_success=2.0",
+        "eval_every",
+        "'tpu'",
+        "net_arch",
+        "encoder_size=0",
+    ):
         assert name in problems
     for workers in (-1, 4):
         assert f"workers={workers} must be" in "\n".join(config_problems(TrainConfig(n_envs=4, workers=workers)))
