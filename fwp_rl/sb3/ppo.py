@@ -238,7 +238,8 @@ class MemoryPPO(PPO):
                 obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]  # not None
                 starts = torch.as_tensor(self._last_episode_starts, device=self.device)
                 actions_tensor, values, log_probs, new_state = self.policy(obs_tensor, state, starts)
-            actions = actions_tensor.cpu().numpy()
+            actions_tensor = actions_tensor.cpu()  # once: a GPU is waited for
+            actions = actions_tensor.numpy()
             new_obs, rewards, dones, infos = env.step(self.policy.environment_actions(actions_tensor))
             self.num_timesteps += env.num_envs
             self._check_finite(new_obs, rewards)
