@@ -149,11 +149,12 @@ BARS = (  # environment, ours, theirs, at least
 
 def as_markdown(result: dict[str, Any]) -> str:
     names = list(next(iter(result["environments"].values())))
+    options = "" if result["device"] == "cpu" else f" --device {result['device']}"
     lines = [
         "# Throughput",
         "",
         "Environment steps per second of whole training runs (rollout and update), median of "
-        f"{result['repeats']} interleaved repeats; written by `python -m benchmarks.throughput`.",
+        f"{result['repeats']} interleaved repeats; written by `python -m benchmarks.throughput{options}`.",
         "",
         f"{result['machine']}",
         "",
@@ -195,6 +196,7 @@ def main() -> None:
     seconds = {name: {who: row["seconds"] for who, row in table.items()} for name, table in rows.items()}
     result = {
         "machine": f"{describe_gpu()}; {describe_machine()}" if on_gpu else describe_machine(),
+        "device": arguments.device,
         "threads": arguments.threads,
         "repeats": repeats,
         "iterations": iterations,
