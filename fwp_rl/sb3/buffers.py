@@ -102,8 +102,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.actions[t] = action.reshape(self.actions[t].shape)
         self.rewards[t] = reward
         self.episode_starts[t] = episode_start
-        self.values[t] = value.flatten().cpu().numpy()
-        self.log_probs[t] = log_prob.flatten().cpu().numpy()
+        self.values[t] = value.flatten().numpy()
+        self.log_probs[t] = log_prob.flatten().numpy()
         self.pos += 1
         self.full = self.pos == self.buffer_size
 

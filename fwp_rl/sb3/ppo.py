@@ -32,6 +32,7 @@ from fwp_rl.sb3.policies import (
     MultiInputMemoryActorCriticPolicy,
 )
 from fwp_rl.sb3.portable import NotPortableError, write_portable
+from fwp_rl.sb3.rollout_step import RolloutStep, rollout_step
 from fwp_rl.state import State, select_rows, state_leaves
 
 
@@ -168,6 +169,7 @@ class MemoryPPO(PPO):
         if not isinstance(self.policy, MemoryActorCriticPolicy):
             raise ValueError(f"policy must be a MemoryActorCriticPolicy, got {type(self.policy).__name__}")
         self._last_state: State | None = None
+        self._step: RolloutStep | None = None
         if self.verbose >= 1:
             print(self.describe())
 
@@ -179,7 +181,7 @@ class MemoryPPO(PPO):
         return super().load(*args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_last_state"]
+        return [*super()._excluded_save_params(), "_last_state", "_step"]
 
     def describe(self) -> str:
         """Memory, its size, and how far back the gradient reaches: three lines."""
@@ -229,16 +231,16 @@ class MemoryPPO(PPO):
         state = self._last_state
         if state is None:
             state = self.policy.initial_state(env.num_envs)
-        self._check_finite(self._last_obs)
+        obs: Any = self._last_obs
+        starts: Any = self._last_episode_starts
+        self._check_finite(obs)
 
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
-            with torch.no_grad():
-                obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]  # not None
-                starts = torch.as_tensor(self._last_episode_starts, device=self.device)
-                actions_tensor, values, log_probs, new_state = self.policy(obs_tensor, state, starts)
-            actions_tensor = actions_tensor.cpu()  # once: a GPU is waited for
+            if self._step is None or self._step.policy is not self.policy:
+                self._step = rollout_step(self.policy, obs, state, starts)
+            actions_tensor, values, log_probs, new_state = self._step(obs, state, starts)
             actions = actions_tensor.numpy()
             new_obs, rewards, dones, infos = env.step(self.policy.environment_actions(actions_tensor))
             self.num_timesteps += env.num_envs
@@ -250,16 +252,16 @@ class MemoryPPO(PPO):
             n_steps += 1
             rewards = self._bootstrap_truncated(rewards, dones, infos, new_state)
             rollout_buffer.add(  # type: ignore[call-arg]  # with a state
-                self._last_obs,  # type: ignore[arg-type]  # not None
+                obs,
                 actions,
                 rewards,
-                self._last_episode_starts,  # type: ignore[arg-type]  # not None
+                starts,
                 values,
                 log_probs,
                 state,
             )
-            self._last_obs = new_obs  # type: ignore[assignment]  # SB3 has it narrower
-            self._last_episode_starts = dones
+            self._last_obs = obs = new_obs  # type: ignore[assignment]  # SB3 has it narrower
+            self._last_episode_starts = starts = dones
             self._last_state = state = new_state
 
         with torch.no_grad():
