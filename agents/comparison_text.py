@@ -31,10 +31,10 @@ def report(result: dict[str, Any]) -> str:
         "evaluation, scored 0.9.\n"
     )
     lines += _tables(rows)
-    lines += _test_tables(result.get("tests", []))
     if result.get("best_rows"):
         lines += ["# Each with its best learning rate\n", _choices(result["trials"], result["best_rows"])]
         lines += _tables(result["best_rows"])
+    lines += _test_tables(result.get("tests", []))  # played by the agents with the best rates, where those were sought
     lines.append("![learning curves](comparison.png)\n")
     if result.get("origin"):
         lines.append(f"Made with: {result['origin']}.\n")

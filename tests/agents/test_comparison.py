@@ -204,14 +204,18 @@ def test_the_report_says_who_wins_and_how_sure_that_is() -> None:
 
 
 def test_the_report_tells_of_tests_with_other_options_apart() -> None:
-    """Catches values of an option, or memories, that are mixed up, and a score of 0.1 where success is known."""
+    """Catches values of an option, or agents, that are mixed up, and a score of 0.1 where success is known."""
     rows = [row("A", name, seed, 0.5) for name in ("delta", "lstm") for seed in range(5)]
     tests = [
         {**row("A", name, seed, 0.1), "success_rate": success, "option": "length", "value": value}
         for name, value, success in (("delta", 14, 0.9), ("delta", 28, 0.8), ("lstm", 14, 0.7), ("lstm", 28, None))
         for seed in range(5)
     ]
-    text = report({"equal": "state", "episodes": 7, "rows": rows, "tests": tests})
+    result = {"equal": "state", "episodes": 7, "rows": rows, "tests": tests}
+    with_rates = [{**each, "learning_rate": 1e-3} for each in rows]
+    text = report(result | {"trials": with_rates, "best_rows": with_rates})
+    # It is the agents with the best rates who play them.
+    assert text.index("# Each with its best learning rate") < text.index("played with another")
     text = text.split("## A, played with another length")[1]
     assert "| memory | length 14 | length 28 |" in text
     assert "| delta | 0.900 (0.900 to 0.900) | 0.800 (0.800 to 0.800) |" in text
