@@ -50,9 +50,6 @@ MEMORY_ARGUMENTS = {
         *("--memory.value-size", "16"),
     ),
     "lstm_256": ("memory:lstm", "--memory.hidden-size", "256"),
-    # as large as in RL Zoo's tuned settings
-    "lstm_64": ("memory:lstm", "--memory.hidden-size", "64"),
-    "lstm_32": ("memory:lstm", "--memory.hidden-size", "32"),
     "gru_256": ("memory:gru", "--memory.hidden-size", "256"),
 }
 """Memories that are not just one of the registered names."""
@@ -86,30 +83,6 @@ def _popgym(
         flags=("--total-timesteps", "1000000"),
         published=published,
         published_by=published_by,
-    )
-
-
-def _zoo(env_id: str, flags: str, *, lstm: str, bar: float, control: tuple[float, float], published: str) -> Question:
-    """The settings are those that RL Zoo calls tuned (`hyperparams/ppo_lstm.yml`, and the cards of its trained agents),
-    as far as MemoryPPO has them: it shares one memory between actor and critic, which RL Zoo's agents do not. Theirs
-    read the observation without a layer before; so does our LSTM here.
-    """
-    return Question(
-        text=f"{env_id} with the settings of RL Zoo's PPO-LSTM",
-        env_id=env_id,
-        memories=(lstm, "delta"),
-        n_seeds=3,
-        measure="return_mean",
-        bar=bar,
-        control=control,
-        flags=(
-            *flags.split(),
-            *("--normalize-observations", "--ppo.normalize-reward", "--net-arch", "64", "--stop-at-return", "None"),
-        ),
-        flags_of={lstm: ("--encoder-size", "None")},
-        eval_every=0,
-        published={lstm: published},
-        published_by="RL Zoo with sb3-contrib's RecurrentPPO, mean and standard deviation over episodes",
     )
 
 
@@ -241,34 +214,4 @@ QUESTIONS = {
         published={},
     ),
     "popgym-cartpole": _popgym("PositionOnlyCartPoleEasy", bar=0.95, control=(0.0, 0.4), published={}),
-    "zoo-cartpole": _zoo(
-        "CartPoleNoVel-v1",
-        "--n-envs 8 --total-timesteps 100000 --ppo.n-steps 32 --ppo.sequence-length 32 --ppo.batch-size 256 "
-        "--ppo.n-epochs 20 --ppo.gamma 0.98 --ppo.gae-lambda 0.8 --ppo.learning-rate 1e-3 "
-        "--ppo.learning-rate-schedule linear --ppo.clip-range-schedule linear --ppo.vf-coef 0.5",
-        lstm="lstm_64",
-        bar=475.0,
-        control=(0.0, 250.0),
-        published="500 +- 0",
-    ),
-    "zoo-pendulum": _zoo(
-        "PendulumNoVel-v1",
-        "--n-envs 4 --total-timesteps 100000 --ppo.n-steps 1024 --ppo.sequence-length 128 --ppo.batch-size 128 "
-        "--ppo.n-epochs 10 --ppo.gamma 0.9 --ppo.gae-lambda 0.95 --ppo.learning-rate 1e-3 --ppo.use-sde "
-        "--ppo.sde-sample-freq 4",
-        lstm="lstm_64",
-        bar=-358.0,  # one standard deviation below
-        control=(-2000.0, -900.0),
-        published="-217.9 +- 140.1",
-    ),
-    "zoo-mountain-car": _zoo(
-        "MountainCarContinuousNoVel-v0",
-        "--n-envs 8 --total-timesteps 300000 --ppo.n-steps 1024 --ppo.sequence-length 256 --ppo.batch-size 256 "
-        "--ppo.n-epochs 10 --ppo.gamma 0.9999 --ppo.gae-lambda 0.9 --ppo.learning-rate 7.77e-5 --ppo.ent-coef 0.00429 "
-        "--ppo.clip-range 0.1 --ppo.max-grad-norm 5 --ppo.vf-coef 0.19 --ppo.use-sde --ppo.sde-sample-freq 8",
-        lstm="lstm_32",
-        bar=89.7,  # one standard deviation below
-        control=(-100.0, 50.0),
-        published="91.5 +- 1.8",
-    ),
 }
