@@ -1,7 +1,7 @@
 """`MemoryPPO`: SB3's PPO for policies with a memory.
 
 Only set-up and rollout differ from PPO: the rollout carries the state of the memory, the minibatches are sequences
-(`fwp_rl.sb3.buffers`), and `train` is inherited.
+(`fwp_rl.sb3.buffers`), and what `train` does is inherited.
 """
 
 import io
@@ -26,6 +26,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from fwp_rl.registry import memory_name
 from fwp_rl.sb3.buffers import SequenceRolloutBuffer
+from fwp_rl.sb3.captured_evaluation import CapturedEvaluation
 from fwp_rl.sb3.policies import (
     MemoryActorCriticCnnPolicy,
     MemoryActorCriticPolicy,
@@ -170,6 +171,7 @@ class MemoryPPO(PPO):
             raise ValueError(f"policy must be a MemoryActorCriticPolicy, got {type(self.policy).__name__}")
         self._last_state: State | None = None
         self._step: RolloutStep | None = None
+        self._evaluation: CapturedEvaluation | None = None
         if self.verbose >= 1:
             print(self.describe())
 
@@ -181,7 +183,7 @@ class MemoryPPO(PPO):
         return super().load(*args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_last_state", "_step"]
+        return [*super()._excluded_save_params(), "_last_state", "_step", "_evaluation"]
 
     def describe(self) -> str:
         """Memory, its size, and how far back the gradient reaches: three lines."""
@@ -286,6 +288,19 @@ class MemoryPPO(PPO):
         self._last_state = None
         if self.use_sde:
             self.policy.reset_noise(self.n_envs)
+
+    def train(self) -> None:
+        """As `PPO.train`; on a GPU, what that asks of the policy is launched as a whole."""
+        # gSDE learns through noise in new tensors, which a graph would not see.
+        if self.device.type != "cuda" or self.use_sde:
+            return super().train()
+        if self._evaluation is None or self._evaluation.policy is not self.policy:
+            self._evaluation = CapturedEvaluation(self.policy)
+        self.policy.evaluate_actions = self._evaluation  # type: ignore[method-assign]  # PPO.train calls this
+        try:
+            super().train()
+        finally:
+            del self.policy.evaluate_actions
 
     def _observations_of(self, rollout: RolloutBuffer) -> PyTorchObs:
         """All observations `[T * N, ...]` of a rollout."""

@@ -1,14 +1,6 @@
-"""The policy's step in a rollout, from arrays to arrays; on a GPU it is launched as a whole.
+"""The policy's step in a rollout, from arrays to arrays; on a GPU it is one launch."""
 
-One step is some fifty kernels of a few microseconds each. Launched one after the other, most of the time the GPU waits
-for Python; as a CUDA graph they are launched at once, with the copies from and to the host among them.
-"""
-
-import contextlib
-import logging
 import math
-import warnings
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,17 +8,9 @@ import torch
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import Tensor
 
-from fwp_rl.sb3.distributions import CategoricalDistribution
+from fwp_rl.sb3.cuda_graphs import capture, require_equal, unchecked, warn_of
 from fwp_rl.sb3.policies import MemoryActorCriticPolicy
 from fwp_rl.state import State, map_state, state_leaves
-
-logger = logging.getLogger(__name__)
-
-N_WARM_UPS = 3
-"""Runs before a capture, in which kernels are compiled and libraries take their workspace, as PyTorch advises."""
-
-CHECK_TOLERANCE = 1e-3
-"""Of the largest entry, for what a graph computes when it is first used: libraries may choose other kernels for it."""
 
 
 class RolloutStep:
@@ -70,7 +54,7 @@ class CapturedStep(RolloutStep):
         self._state = map_state(torch.empty_like, state)
         self._read(obs, state, episode_starts)
         self._outputs: list[Tensor] = []  # actions, values and log-probabilities, on the host
-        with _unchecked(policy):
+        with unchecked(policy):
             self._replay = capture(self._run, policy.device)
 
     def __call__(self, obs: Any, state: State, episode_starts: np.ndarray) -> tuple[Tensor, Tensor, Tensor, State]:
@@ -108,8 +92,7 @@ def rollout_step(policy: MemoryActorCriticPolicy, obs: Any, state: State, episod
                 check_against_launched(step, obs, state, episode_starts)
             return step
         except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            logger.warning("rollouts are slower than need be: the step of this policy can't be captured (%s)", reason)
+            warn_of(error, "the step")
     return RolloutStep(policy)
 
 
@@ -123,52 +106,7 @@ def check_against_launched(step: CapturedStep, obs: Any, state: State, episode_s
         *_, first = run(obs, state, episode_starts)
         _, values, _, final = run(obs, first, ~episode_starts)
         found.append([values, *state_leaves(final)])
-    for a, b in zip(*found, strict=True):
-        error = ((a - b).abs().max() / b.abs().max().clamp(min=1e-3)).item()
-        if not error <= CHECK_TOLERANCE:
-            raise RuntimeError(f"replayed, it is off by {error:.1e}")
-
-
-def capture(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """What `function` launches, as one launch that is waited for; it has to read and write the same tensors each time.
-
-    :raises RuntimeError: it waits for the GPU in between.
-    """
-    graph, current, warm_up = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device), torch.cuda.Stream(device)
-    warm_up.wait_stream(current)
-    with torch.cuda.stream(warm_up):
-        for _ in range(N_WARM_UPS):
-            function()
-        # What cannot be captured is found out before: an attempt would leave the generator of the device unusable.
-        mode = torch.cuda.get_sync_debug_mode()
-        try:
-            with warnings.catch_warnings(action="ignore"):  # PyTorch says that this mode does not see everything
-                torch.cuda.set_sync_debug_mode("error")
-            function()
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
-    current.wait_stream(warm_up)
-    with torch.cuda.graph(graph):
-        function()
-
-    def replay() -> None:
-        graph.replay()
-        torch.cuda.current_stream(device).synchronize()
-
-    return replay
-
-
-@contextlib.contextmanager
-def _unchecked(policy: MemoryActorCriticPolicy) -> Iterator[None]:
-    """Without a look at the logits, for which the GPU would have to be waited for."""
-    distribution = policy.action_dist
-    if isinstance(distribution, CategoricalDistribution):
-        distribution.checks_logits = False
-    try:
-        yield
-    finally:
-        if isinstance(distribution, CategoricalDistribution):
-            distribution.checks_logits = True
+    require_equal(*found)
 
 
 def _host_like(x: Any) -> Any:
