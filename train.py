@@ -13,7 +13,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from agents.command_line import nearest, option_value, parse, run
-from agents.config import TrainConfig
+from agents.config import TrainConfig, device_problem
 from agents.episodes import resolve
 from agents.errors import UsageError
 from agents.presets import preset_config
@@ -61,16 +61,23 @@ def _resume(directory: Path, arguments: list[str]) -> Path:
     @dataclass(frozen=True, kw_only=True)
     class Resume:
         resume: Path
+        device: str | None = None
+        """Where to compute from now on (None: where the run was begun)."""
         quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
     try:
         parsed = parse(Resume, arguments, prog="train.py", description=DESCRIPTION)
     except UsageError as error:
-        raise UsageError(f"{error} (beside --resume only --quiet: the run in {directory} has its settings)") from None
+        raise UsageError(
+            f"{error} (beside --resume only --device and --quiet: the run in {directory} has its settings)"
+        ) from None
+
+    if parsed.device is not None and (problem := device_problem(parsed.device)):
+        raise UsageError(problem)
 
     from agents.training import resume
 
-    return resume(parsed.resume, quiet=parsed.quiet)
+    return resume(parsed.resume, device=parsed.device, quiet=parsed.quiet)
 
 
 def _default_config(arguments: list[str]) -> TrainConfig:

@@ -88,13 +88,16 @@ def prepare(config: TrainConfig, directory: Path, *, overwrite: bool = False) ->
     )
 
 
-def resume(directory: Path, *, quiet: bool = False) -> Path:
+def resume(directory: Path, *, device: str | None = None, quiet: bool = False) -> Path:
     """Go on with the run in `directory` from its last checkpoint, or from its beginning if it had none yet.
 
-    On a CPU it becomes what it would have been without a break. Nothing happens if it is finished. Raises RunFileError
-    if the directory holds no run or a damaged one, and what `train` raises.
+    On another `device` than before, if one is named. On a CPU it becomes what it would have been without a break.
+    Nothing happens if it is finished. Raises RunFileError if the directory holds no run or a damaged one, and what
+    `train` raises.
     """
     config = read_config(directory)
+    if device is not None:
+        config = dataclasses.replace(config, device=device)
     if read_run(directory)["status"] == "finished":
         if not quiet:
             print(f"finished      {directory} is finished already")

@@ -127,6 +127,22 @@ def test_a_run_that_waits_or_has_no_checkpoint_begins_at_its_beginning(tmp_path:
     assert numbers(tmp_path / "cut") == numbers(whole)
 
 
+def test_a_run_goes_on_where_there_is_no_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches an agent that was begun on a GPU and is lost to whoever has none, and an unknown device that is taken."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    prepare(dataclasses.replace(TINY, device="cuda:1"), tmp_path / "run")
+    command = ["--resume", str(tmp_path / "run")]
+    assert run(lambda: front_door.main(command)) != 0
+    assert "device='cuda:1' must be there, PyTorch finds no GPU" in capsys.readouterr().err
+    assert run(lambda: front_door.main([*command, "--device", "gpu"])) != 0
+    assert "device='gpu' must be cpu, cuda, cuda:N or auto" in capsys.readouterr().err
+    front_door.main([*command, "--device", "cpu", "--quiet"])
+    assert read_run(tmp_path / "run")["status"] == "finished"
+    assert read_run(tmp_path / "run")["config"]["device"] == "cpu"
+
+
 def test_a_finished_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a job that is started again by its scheduler and trains twice."""
     directory = train(TINY, tmp_path / "run", quiet=True)
