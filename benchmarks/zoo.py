@@ -182,11 +182,11 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
     table = []
     for env_id, agent in dict.fromkeys((row["task"], row["agent"]) for row in rows):
         of = [row for row in rows if (row["task"], row["agent"]) == (env_id, agent)]
-        (mean, std), published = TASKS[env_id].published, "one RecurrentPPO"
+        mean, std = TASKS[env_id].published
         table.append(
             {
                 "task": env_id,
-                published: f"{mean:.1f} ± {std:.1f}",
+                "published": f"{mean:.1f} ± {std:.1f}",
                 "agent": agent,
                 "parameters": f"{of[0]['parameters']:,}",
                 "mean return by seed": ", ".join(f"{row['mean']:.1f}" for row in of),
