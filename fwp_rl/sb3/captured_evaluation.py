@@ -35,7 +35,8 @@ class CapturedEvaluation:
             self._capture(obs, actions)
         if self._replay is not None and obs.episode_starts.shape == self._shape:
             values, log_probs, entropy = self._replay(obs, actions)
-            if math.isfinite(log_probs.sum().item()):
+            # The entropy, too: of a logit of minus infinity the other actions know nothing.
+            if math.isfinite((log_probs.sum() + entropy.sum()).item()):
                 return values, log_probs, entropy
         return _launch(self.policy, obs, actions)  # also to say what is not finite
 

@@ -41,7 +41,8 @@ def run_anew(function: torch.nn.Module, sample: Any, **_: Any) -> Callable[..., 
     def replay(*arguments: Any) -> Any:
         for own, given in zip(pytree.tree_leaves(sample), pytree.tree_leaves(arguments), strict=True):
             own.copy_(given)
-        return function(*sample)
+        with module.unchecked(function.policy):  # as what is captured is
+            return function(*sample)
 
     return replay
 
@@ -135,16 +136,18 @@ def test_what_can_not_be_captured_is_launched(
     assert {"replay": "off by", "capture": "called a synchronizing CUDA operation)"}[wrong] in message
 
 
-# Red if weights that are NaN were learned from.
+# Red if weights that are NaN were learned from, or a logit of minus infinity, whose entropy is NaN.
 @pytest.mark.usefixtures("without_gpu")
-def test_weights_that_are_not_finite_are_named(make: Callable) -> None:
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_finite_are_named(value: float, make: Callable) -> None:
     model = make().learn(48)
-    evaluate, batch = CapturedEvaluation(model.policy), minibatch(model)
-    evaluate(*batch)
+    evaluate, (obs, actions) = CapturedEvaluation(model.policy), minibatch(model)
+    actions = torch.zeros_like(actions)  # others than that of the bad logit
+    evaluate(obs, actions)
     with torch.no_grad():
-        model.policy.action_net.bias[1] = torch.nan
-    with pytest.raises(ValueError, match="logit of action 1 is nan"):
-        evaluate(*batch)
+        model.policy.action_net.bias[1] = value
+    with pytest.raises(ValueError, match=f"logit of action 1 is {value}"):
+        evaluate(obs, actions)
 
 
 @pytest.mark.gpu
