@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import study
 from benchmarks.bsuite import Regret
 from benchmarks.learning import as_markdown
 from benchmarks.questions import QUESTIONS
@@ -49,6 +50,12 @@ def test_learning_puts_published_numbers_beside_ours() -> None:
         *_, delta, lstm, _, _ = as_markdown(name, QUESTIONS[name], {"rows": rows}).splitlines()
         assert delta.startswith("| delta | 7 | 0.500 | 5 |")
         assert lstm.endswith(ending)
+
+
+def test_study_over_all_tasks_is_that_of_its_results() -> None:
+    """Red if a task was added or done again, and the page that pools them was not."""
+    page = (study.RESULTS / "all-tasks.md").read_text(encoding="utf-8")
+    assert page == study.as_markdown(study.read(study.RESULTS))
 
 
 @pytest.mark.parametrize("share_wrong", [0.2, 0.36, 0.375, 0.39, 0.5])
