@@ -60,7 +60,8 @@ class CapturedEvaluation:
         _forget_distribution(self.policy)
         try:
             expected = outputs_and_gradients(module)
-            with unchecked(self.policy), warnings.catch_warnings():
+            device = torch.cuda.device(self.policy.device)  # on a stream of the current one it is captured
+            with device, unchecked(self.policy), warnings.catch_warnings():
                 refuse_waiting(forward_and_backward)
                 # PyTorch warms up on another stream than it captures on, and warns of it.
                 warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream does not match")

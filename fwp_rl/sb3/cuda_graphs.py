@@ -36,7 +36,7 @@ def capture(function: Callable[[], None], device: torch.device) -> Callable[[], 
             function()
         refuse_waiting(function)
     current.wait_stream(warm_up)
-    with torch.cuda.graph(graph):
+    with torch.cuda.device(device), torch.cuda.graph(graph):  # which captures on a stream of the current device
         function()
 
     def replay() -> None:

@@ -8,6 +8,8 @@ from stable_baselines3.common import distributions
 from torch import Tensor
 from torch.distributions import Categorical, Distribution
 
+from fwp_rl.sb3.finite import DivergedError
+
 
 class CategoricalDistribution(distributions.CategoricalDistribution):
     """SB3's with a faster torch distribution inside."""
@@ -18,11 +20,11 @@ class CategoricalDistribution(distributions.CategoricalDistribution):
     def proba_distribution(self, action_logits: Tensor) -> "CategoricalDistribution":
         """Softmax of logits `[B, A]`.
 
-        :raises ValueError: a logit is NaN or infinite.
+        :raises DivergedError: a logit is NaN or infinite.
         """
         if self.checks_logits and not math.isfinite(action_logits.sum().item()) and not action_logits.isfinite().all():
             row, action = (~action_logits.isfinite()).nonzero()[0].tolist()
-            raise ValueError(
+            raise DivergedError(
                 f"the policy's logit of action {action} is {action_logits[row, action].item()} (row {row} of the "
                 "batch): its weights or its input are not finite"
             )

@@ -5,10 +5,7 @@ Only set-up and rollout differ from PPO: the rollout carries the state of the me
 """
 
 import io
-import math
-import os
 import pathlib
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterable
@@ -25,8 +22,11 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from fwp_rl.registry import memory_name
+from fwp_rl.sb3.arguments import argument_problems, quarter, size_problems
 from fwp_rl.sb3.buffers import SequenceRolloutBuffer
 from fwp_rl.sb3.captured_evaluation import CapturedEvaluation
+from fwp_rl.sb3.files import replace_file
+from fwp_rl.sb3.finite import DivergedError, has_finite_weights, require_finite_experience
 from fwp_rl.sb3.policies import (
     MemoryActorCriticCnnPolicy,
     MemoryActorCriticPolicy,
@@ -35,10 +35,6 @@ from fwp_rl.sb3.policies import (
 from fwp_rl.sb3.portable import NotPortableError, write_portable
 from fwp_rl.sb3.rollout_step import RolloutStep, rollout_step
 from fwp_rl.state import State, select_rows, state_leaves
-
-
-class NonFiniteError(ValueError):
-    """The environment returned NaN or infinity; nothing was learned from it."""
 
 
 class MemoryPPO(PPO):
@@ -98,7 +94,7 @@ class MemoryPPO(PPO):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        problems = _problems(
+        problems = argument_problems(
             n_steps=n_steps,
             sequence_length=sequence_length,
             batch_size=batch_size,
@@ -117,7 +113,9 @@ class MemoryPPO(PPO):
         sizes_are_valid = not any(name in problems for name in ("n_steps", "sequence_length", "batch_size"))
         if env is not None and sizes_are_valid:
             n_envs = env.num_envs if isinstance(env, VecEnv) else 1
-            problems |= _size_problems(n_steps, n_envs, sequence_length or n_steps, batch_size)
+            problems |= size_problems(n_steps, n_envs, sequence_length or n_steps, batch_size)
+        if advantage_floor and not normalize_advantage:
+            problems["normalize_advantage"] = f"advantage_floor={advantage_floor}: needs normalize_advantage=True"
         if problems:
             raise ValueError("\n".join(problems.values()))
         self.sequence_length = sequence_length or n_steps
@@ -154,10 +152,10 @@ class MemoryPPO(PPO):
 
     def _setup_model(self) -> None:
         # Also called by `load`, perhaps with another number of environments than before.
-        problems = _size_problems(self.n_steps, self.n_envs, self.sequence_length, self._batch_size_argument)
+        problems = size_problems(self.n_steps, self.n_envs, self.sequence_length, self._batch_size_argument)
         if "sequence_length" in problems:
             raise ValueError(problems["sequence_length"])
-        default = _quarter(self.n_steps, self.n_envs, self.sequence_length)
+        default = quarter(self.n_steps, self.n_envs, self.sequence_length)
         if "batch_size" in problems:
             warnings.warn(f"{problems['batch_size']}; for now it is {default}", stacklevel=2)
         self.batch_size = default if problems or self._batch_size_argument is None else self._batch_size_argument
@@ -180,6 +178,8 @@ class MemoryPPO(PPO):
         """As `PPO.load`. A batch size that does not suit the number of environments is replaced, with a warning."""
         if "batch_size" in kwargs:
             kwargs["_batch_size_argument"] = kwargs["batch_size"]
+        if "advantage_floor" in kwargs:
+            kwargs.setdefault("normalize_advantage", not kwargs["advantage_floor"])
         return super().load(*args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
@@ -235,7 +235,7 @@ class MemoryPPO(PPO):
             state = self.policy.initial_state(env.num_envs)
         obs: Any = self._last_obs
         starts: Any = self._last_episode_starts
-        self._check_finite(obs)
+        require_finite_experience(obs, step=self._steps_of_each)
 
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
@@ -246,7 +246,7 @@ class MemoryPPO(PPO):
             actions = actions_tensor.numpy()
             new_obs, rewards, dones, infos = env.step(self.policy.environment_actions(actions_tensor))
             self.num_timesteps += env.num_envs
-            self._check_finite(new_obs, rewards)
+            require_finite_experience(new_obs, rewards, step=self._steps_of_each)
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
@@ -290,7 +290,15 @@ class MemoryPPO(PPO):
             self.policy.reset_noise(self.n_envs)
 
     def train(self) -> None:
-        """As `PPO.train`; on a GPU, what that asks of the policy is launched as a whole."""
+        """As `PPO.train`; on a GPU, what that asks of the policy is launched as a whole.
+
+        :raises DivergedError: the weights, or what is computed with them, are not finite any more.
+        """
+        self._train()
+        if not has_finite_weights(self.policy):
+            raise DivergedError(f"the update after step {self.num_timesteps:,} made weights NaN or infinite")
+
+    def _train(self) -> None:
         # gSDE learns through noise in new tensors, which a graph would not see.
         if self.device.type != "cuda" or self.use_sde:
             return super().train()
@@ -311,6 +319,11 @@ class MemoryPPO(PPO):
             arrays = arrays.reshape(-1, *arrays.shape[2:])
         return obs_as_tensor(arrays, self.device)
 
+    @property
+    def _steps_of_each(self) -> int:
+        """How many steps each environment has taken."""
+        return self.num_timesteps // self.n_envs
+
     def _bootstrap_truncated(
         self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]], state: State
     ) -> np.ndarray:
@@ -329,7 +342,7 @@ class MemoryPPO(PPO):
             stacked: Any = {key: np.stack([obs[key] for obs in terminal]) for key in terminal[0]}
         else:
             stacked = np.stack(terminal)
-        self._check_finite(stacked, rows=rows)
+        require_finite_experience(stacked, step=self._steps_of_each, rows=rows)
         index = torch.as_tensor(rows, device=self.device)
         with torch.no_grad():
             values = self.policy.predict_values(
@@ -340,29 +353,6 @@ class MemoryPPO(PPO):
         rewards = rewards.copy()
         rewards[rows] += self.gamma * values.flatten().cpu().numpy()
         return rewards
-
-    def _check_finite(self, obs: Any, rewards: np.ndarray | None = None, rows: list[Any] | None = None) -> None:
-        """Stop before a NaN reaches the weights, and say where it came from.
-
-        :param rows: The environments that `obs` is from, if not all of them.
-        """
-        arrays = list(obs.items()) if isinstance(obs, dict) else [("observation", obs)]
-        if rewards is not None:
-            arrays.append(("reward", rewards))
-        for key, array in arrays:
-            if array.dtype.kind != "f":
-                continue
-            # Finite only if all entries are: one pass instead of two. (It may also overflow: then look at all of them.)
-            if math.isfinite(np.vdot(array, array)) or np.isfinite(array).all():
-                continue
-            row = int(np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))[0])
-            bad = array[row].reshape(-1)
-            where = int(np.flatnonzero(~np.isfinite(bad))[0])
-            entry = f" (entry {where})" if bad.size > 1 else ""
-            raise NonFiniteError(
-                f"environment {row if rows is None else rows[row]} returned {bad[where]} in {key!r}{entry} at step "
-                f"{self.num_timesteps // self.n_envs}; the weights were not updated with it"
-            )
 
     def learn(
         self,
@@ -397,74 +387,11 @@ class MemoryPPO(PPO):
             file = pathlib.Path(path)
             # As SB3 does, and as `load` expects
             file = file if file.suffix else file.with_suffix(".zip")
-            _replace(file, buffer.getvalue())
+            file.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(file, buffer.getvalue())
         else:
             path.write(buffer.getvalue())
 
 
-def _replace(file: pathlib.Path, content: bytes) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, file)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def _count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _problems(**arguments: Any) -> dict[str, str]:
-    """One sentence for each argument that is out of its range; schedules are not looked into."""
-    least_sizes = {"n_steps": 2, "sequence_length": 1, "batch_size": 1, "n_epochs": 1}
-    largest = {"gamma": 1.0, "gae_lambda": 1.0}  # of the numbers; all are at least 0
-    optional = ("sequence_length", "batch_size", "clip_range_vf", "target_kl")
-    problems = {}
-    for name, value in arguments.items():
-        if callable(value) or (value is None and name in optional):
-            continue
-        is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-        if name in least_sizes:
-            if not (is_number and isinstance(value, int | np.integer) and value >= least_sizes[name]):
-                problems[name] = f"{name}={value}: expected a whole number of at least {least_sizes[name]}"
-        elif name in largest:
-            if not (is_number and 0 <= value <= largest[name]):
-                problems[name] = f"{name}={value}: expected a number between 0 and {largest[name]:g}"
-        elif not (is_number and 0 <= value < np.inf):
-            problems[name] = f"{name}={value}: expected a number of at least 0"
-    return problems
-
-
-def _size_problems(n_steps: int, n_envs: int, sequence_length: int, batch_size: int | None) -> dict[str, str]:
-    """Sizes that do not divide, each with the nearest values that do."""
-    if n_steps % sequence_length:
-        near = _nearest(sequence_length, [d for d in range(1, n_steps + 1) if n_steps % d == 0])
-        return {"sequence_length": f"sequence_length={sequence_length} does not divide n_steps={n_steps}; try {near}"}
-    n_columns = n_steps // sequence_length * n_envs
-    per_batch = (batch_size or 0) // sequence_length
-    if batch_size is not None and (per_batch == 0 or batch_size % sequence_length or n_columns % per_batch):
-        near = _nearest(batch_size, [d * sequence_length for d in range(1, n_columns + 1) if n_columns % d == 0])
-        return {
-            "batch_size": f"batch_size={batch_size} does not cut the rollout ({n_envs} environments x {n_steps} steps) "
-            f"into equal sets of whole sequences (sequence_length={sequence_length}); try {near}"
-        }
-    return {}
-
-
-def _nearest(value: int, valid: list[int]) -> str:
-    below = [v for v in valid if v < value][-1:]
-    above = [v for v in valid if v > value][:1]
-    return " or ".join(str(v) for v in below + above)
-
-
-def _quarter(n_steps: int, n_envs: int, sequence_length: int) -> int:
-    """The batch size nearest to a quarter of the rollout, from above, that cuts it into equal sets of sequences."""
-    n_columns = n_steps // sequence_length * n_envs
-    return min(d for d in range(1, n_columns + 1) if n_columns % d == 0 and 4 * d >= n_columns) * sequence_length

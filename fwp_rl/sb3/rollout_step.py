@@ -97,14 +97,15 @@ def rollout_step(policy: MemoryActorCriticPolicy, obs: Any, state: State, episod
 
 
 def check_against_launched(step: CapturedStep, obs: Any, state: State, episode_starts: np.ndarray) -> None:
-    """Two steps, of which the second restarts the other environments, leave the same values and state.
+    """Two steps, of which the second restarts the other environments and sees nothing, leave the same values and state.
 
     :raises RuntimeError: they do not.
     """
+    nothing = {key: np.zeros_like(x) for key, x in obs.items()} if isinstance(obs, dict) else np.zeros_like(obs)
     found = []
     for run in (step, super(CapturedStep, step).__call__):
         *_, first = run(obs, state, episode_starts)
-        _, values, _, final = run(obs, first, ~episode_starts)
+        _, values, _, final = run(nothing, first, ~episode_starts)
         found.append([values, *state_leaves(final)])
     require_equal(*found)
 

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
 from fwp_rl.registry import memory_configs
-from fwp_rl.sb3 import SequenceRolloutBuffer
+from fwp_rl.sb3 import MemoryPPO, SequenceRolloutBuffer
 from fwp_rl.state import State, state_leaves
 
 MEMORIES = list(memory_configs())
@@ -313,6 +314,14 @@ def test_small_advantages_are_not_made_large(scale: float, spread: float, make_m
     ((*_, advantages, _),) = buffer.get()
     assert advantages.std().item() == pytest.approx(spread, rel=0.2)
     assert advantages.mean().item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_floor_and_no_normalization_exclude_each_other(make_model: Callable, tmp_path: Path) -> None:
+    """Red if advantages are normalised against one's word, or not at all once a model lost its floor."""
+    with pytest.raises(ValueError, match=r"advantage_floor=0\.1: needs normalize_advantage=True"):
+        make_model(advantage_floor=0.1, normalize_advantage=False)
+    make_model(advantage_floor=0.1).save(tmp_path / "model.zip")
+    assert MemoryPPO.load(tmp_path / "model.zip", advantage_floor=0.0).normalize_advantage
 
 
 def test_a_floor_below_all_advantages_is_ppo(make_model: Callable) -> None:

@@ -3,6 +3,7 @@
 Where there is no GPU, what would be captured runs anew instead of being replayed, from the same tensors.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -52,6 +53,7 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """PPO learns as it would on a GPU."""
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", run_anew)
     monkeypatch.setattr(module, "refuse_waiting", lambda function: function())
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
 
 
 def train_as_on_gpu(model: MemoryPPO) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
@@ -20,8 +21,9 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor, VecNormalize
 
 from fwp_rl.registry import memory_configs
-from fwp_rl.sb3 import MemoryPPO, NonFiniteError
-from fwp_rl.sb3.ppo import _problems
+from fwp_rl.sb3 import DivergedError, MemoryPPO, NonFiniteError
+from fwp_rl.sb3.arguments import argument_problems
+from fwp_rl.sb3.finite import has_finite_weights, require_finite_experience
 from fwp_rl.state import state_leaves
 
 MEMORIES = list(memory_configs())
@@ -477,12 +479,16 @@ def test_names_all_bad_arguments_at_once(make_model: Callable) -> None:
     ],
 )
 def test_names_arguments_of_the_wrong_type(name: str, value: Any) -> None:
-    assert _problems(**{name: value})[name].startswith(f"{name}={value}: expected a ")
+    assert argument_problems(**{name: value})[name].startswith(f"{name}={value}: expected a ")
 
 
 def test_numbers_of_numpy_and_schedules_are_welcome() -> None:
-    assert not _problems(n_steps=np.int64(16), batch_size=np.int32(8), gamma=np.float32(0.5), learning_rate=lambda _: 0)
-    assert not _problems(sequence_length=None, batch_size=None, target_kl=None, clip_range_vf=None, gamma=1, ent_coef=0)
+    assert not argument_problems(
+        n_steps=np.int64(16), batch_size=np.int32(8), gamma=np.float32(0.5), learning_rate=lambda _: 0
+    )
+    assert not argument_problems(
+        sequence_length=None, batch_size=None, target_kl=None, clip_range_vf=None, gamma=1, ent_coef=0
+    )
 
 
 class Poison(VecEnvWrapper):
@@ -564,7 +570,25 @@ def test_infinities_that_cancel_and_large_numbers(make_model: Callable, random_e
     large = np.float32(3e38)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model._check_finite(np.full((2, 3), large), None)
+        require_finite_experience(np.full((2, 3), large), step=0)
+
+
+# Red if an update could break the weights, of the critic alone too, and the next rollout went on with them.
+@pytest.mark.parametrize("name", ["value_net.bias", "action_net.weight"])
+def test_weights_that_an_update_broke(name: str, make_model: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken_update(model: PPO) -> None:
+        model.policy.get_parameter(name).data.view(-1)[-1] = float("nan")
+
+    monkeypatch.setattr(PPO, "train", broken_update)
+    with pytest.raises(DivergedError, match="the update after step 48 made weights NaN or infinite"):
+        make_model().learn(480)
+
+
+# Red if weights that are large, whose sum overflows, were called infinite.
+def test_large_weights_are_finite() -> None:
+    layer = torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(layer.weight, 3e38)
+    assert has_finite_weights(layer)
 
 
 # Red if the terminal observation, which only the bootstrap reads, were not checked.
