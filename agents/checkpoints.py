@@ -29,8 +29,9 @@ from safetensors.torch import save as write_tensors
 from torch import Tensor
 
 from agents.errors import RunFileError
-from agents.runs import finite, replace_file, strict_json
+from agents.runs import finite, strict_json
 from agents.vec_env import NormalizedRewards, seed_training
+from fwp_rl.files import replace_file
 from fwp_rl.sb3 import MemoryPPO
 
 VERSION = 1

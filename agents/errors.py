@@ -20,9 +20,15 @@ class EnvironmentFaultError(AgentsError):
 
 
 class RunFileError(AgentsError):
-    """A run directory, model or metrics file is missing, truncated, foreign or damaged."""
+    """A run directory, model or metrics file is missing, truncated, foreign or damaged, or cannot be written."""
 
     exit_code = 4
+
+
+class DivergedRunError(AgentsError):
+    """The weights of a run became NaN or infinite. What was saved before is still there."""
+
+    exit_code = 5
 
 
 class InterruptedRunError(AgentsError):

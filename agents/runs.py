@@ -16,7 +16,6 @@ import math
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import Any
 
 from agents.config import ConfigError, TrainConfig, train_config_from_json
 from agents.errors import RunFileError, UsageError
+from fwp_rl.files import PART, replace_file
 
 FORMAT = "fwp-run"
 VERSION = 1
@@ -66,8 +66,8 @@ class RunPaths:
 
     @property
     def content(self) -> list[Path]:
-        """All that is there but the lock."""
-        return [path for path in self.directory.iterdir() if path != self.lock]
+        """All that is there but the lock, and what a killed process left half written."""
+        return [path for path in self.directory.iterdir() if path != self.lock and not path.name.startswith(PART)]
 
 
 def default_directory(root: Path, env_id: str, memory: str, seed: int) -> Path:
@@ -75,27 +75,37 @@ def default_directory(root: Path, env_id: str, memory: str, seed: int) -> Path:
     return root / re.sub(r"[^\w.-]+", "-", env_id).strip(".-") / memory / f"seed_{seed}"
 
 
-def create_run_directory(directory: Path, *, overwrite: bool) -> RunPaths:
-    """A fresh, empty run directory. An existing one is refused, or replaced if it is a run and `overwrite` is asked."""
+def refuse_occupied(directory: Path, *, overwrite: bool) -> None:
+    """UsageError unless a new run may lie there: nothing is there, or a run and `overwrite` is asked."""
     paths = RunPaths(directory)
-    if directory.exists() and (not directory.is_dir() or paths.content):
-        if not overwrite:
-            ways = "--resume goes on with it, --overwrite replaces it; or give another --seed or --run-dir"
-            raise UsageError(f"{directory} exists already: {ways}")
-        if not paths.description.is_file():
-            raise UsageError(f"{directory} holds no run.json, so it is not a run and --overwrite leaves it alone")
-        with claimed(paths):
-            for path in paths.content:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    if not directory.exists() or (directory.is_dir() and not paths.content):
+        return
+    if not overwrite:
+        ways = "--resume goes on with it, --overwrite replaces it; or give another --seed or --run-dir"
+        raise UsageError(f"{directory} exists already: {ways}")
+    if not paths.description.is_file():
+        raise UsageError(f"{directory} holds no run.json, so it is not a run and --overwrite leaves it alone")
+
+
+@contextlib.contextmanager
+def fresh_run_directory(directory: Path, *, overwrite: bool) -> Iterator[RunPaths]:
+    """While the block runs, an empty run directory that is claimed. An existing one is refused (`refuse_occupied`), or
+    emptied.
+    """
+    refuse_occupied(directory, overwrite=overwrite)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot create {directory}: {error.strerror or error}") from None
-    return paths
+    with claimed(RunPaths(directory)) as paths:
+        refuse_occupied(directory, overwrite=overwrite)  # what another process may have made of it
+        for path in sorted(paths.content, key=lambda path: path == paths.description):  # without that it is no run
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        yield paths
 
 
 @contextlib.contextmanager
-def claimed(paths: RunPaths, *, patience: float = 10.0) -> Iterator[None]:
+def claimed(paths: RunPaths, *, patience: float = 10.0) -> Iterator[RunPaths]:
     """While the block runs, no other process may train in this directory; UsageError if one does.
 
     :param patience: Seconds to wait for a process that is about to save and leave.
@@ -103,7 +113,7 @@ def claimed(paths: RunPaths, *, patience: float = 10.0) -> Iterator[None]:
     try:
         import fcntl
     except ModuleNotFoundError:  # Windows: two processes in one directory are the user's to avoid
-        yield
+        yield paths
         return
     with paths.lock.open("ab") as file:  # the lock goes with the process, however it ends
         deadline = time.monotonic() + patience
@@ -117,27 +127,12 @@ def claimed(paths: RunPaths, *, patience: float = 10.0) -> Iterator[None]:
                 time.sleep(0.1)
             except OSError:  # a file system without locks
                 break
-        yield
+        yield paths
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Replace `path` by `data` as strict JSON."""
     replace_file(path, json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False).encode() + b"\n")
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Make `content` that of `path`: the old file or the new one, never a part, however the process ends."""
-    handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def read_run(directory: Path) -> dict[str, Any]:

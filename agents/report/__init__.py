@@ -12,7 +12,6 @@ import hashlib
 import inspect
 import itertools
 import json
-import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +39,7 @@ from agents.statistics import (
     profile_band,
 )
 from envs.tasks import VECTOR_TASKS
+from fwp_rl.files import replace_file
 
 _HERE = Path(__file__).parent
 _INTERVAL_WIDTH = 200
@@ -81,9 +81,7 @@ def write_report(
         },
     )
     path = root / "report.html"
-    temporary = path.with_suffix(".part")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    replace_file(path, page.encode())
     return path
 
 

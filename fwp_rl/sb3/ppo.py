@@ -21,11 +21,11 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorch
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
+from fwp_rl.files import replace_file
 from fwp_rl.registry import memory_name
 from fwp_rl.sb3.arguments import argument_problems, quarter, size_problems
 from fwp_rl.sb3.buffers import SequenceRolloutBuffer
 from fwp_rl.sb3.captured_evaluation import CapturedEvaluation
-from fwp_rl.sb3.files import replace_file
 from fwp_rl.sb3.finite import DivergedError, has_finite_weights, require_finite_experience
 from fwp_rl.sb3.policies import (
     MemoryActorCriticCnnPolicy,

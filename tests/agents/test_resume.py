@@ -12,17 +12,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stable_baselines3 import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train as front_door
-from agents import checkpoints
+from agents import checkpoints, training
 from agents.checkpoints import stretch_seed
 from agents.command_line import run
 from agents.config import PPOConfig, TrainConfig
-from agents.errors import RunFileError, UsageError
+from agents.errors import DivergedRunError, RunFileError, UsageError
+from agents.evaluation import load_run
+from agents.model import build_model
+from agents.run_callback import RunCallback
 from agents.runs import RunPaths, claimed, read_metrics, read_run, write_json
-from agents.training import _RunCallback, prepare, resume, train
+from agents.training import prepare, resume, train
+from fwp_rl.files import PART
 from fwp_rl.registry import memory_config
+from fwp_rl.sb3 import MemoryPPO
 
 STEPS, CUT_AT = 448, 350  # a rollout has 64 steps, and there are checkpoints at 128 and 256 (and 384)
 TINY = TrainConfig(
@@ -71,8 +77,8 @@ def cut_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
                 raise PowerCut
             return on_step(self)
 
-        on_step = _RunCallback._on_step
-        monkeypatch.setattr(_RunCallback, "_on_step", _on_step)
+        on_step = RunCallback._on_step
+        monkeypatch.setattr(RunCallback, "_on_step", _on_step)
 
     return cut_at
 
@@ -174,6 +180,43 @@ def test_a_disk_that_is_full_at_a_checkpoint_changes_nothing(tmp_path: Path, mon
     assert weights(train(TINY, tmp_path / "full", quiet=True)) == weights(whole)
 
 
+def test_a_disk_that_is_full_at_the_end_leaves_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a run that counts as finished without its model, and has no checkpoint any more."""
+    whole = train(TINY, tmp_path / "whole", quiet=True)
+    save = MemoryPPO.save
+
+    def full_at_the_end(model: MemoryPPO, path: Path) -> None:
+        if model.num_timesteps == STEPS:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(model, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryPPO, "save", full_at_the_end)
+        with pytest.raises(RunFileError, match=r"could not save the model \(No space left on device\); .* --resume"):
+            train(TINY, tmp_path / "run", quiet=True)
+    assert read_run(tmp_path / "run")["status"] == "failed"
+    assert weights(resume(tmp_path / "run", quiet=True)) == weights(whole)
+
+
+def test_a_run_that_diverged_keeps_what_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches NaN in the place of the last good agent, and a traceback."""
+    update, breaks_after = PPO.train, 128
+
+    def broken_update(model: MemoryPPO) -> None:
+        update(model)
+        if model.num_timesteps > breaks_after:
+            next(model.policy.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(PPO, "train", broken_update)
+    with pytest.raises(DivergedRunError, match=r"diverged: the update after step 192 .*; .* is left as it was;"):
+        train(TINY, tmp_path / "run", quiet=True)
+    assert read_run(tmp_path / "run")["status"] == "failed"
+    load_run(tmp_path / "run")
+    breaks_after = 0
+    with pytest.raises(DivergedRunError, match="no model was saved yet"):
+        train(TINY, tmp_path / "at once", quiet=True)
+
+
 @pytest.mark.parametrize(("save_every", "is_told"), [(192, True), (320, False)])
 def test_checkpoints_that_cut_too_many_episodes_are_told(
     save_every: int, is_told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -265,6 +308,41 @@ def test_two_processes_do_not_train_in_one_directory(tmp_path: Path) -> None:
         pass
     with claimed(RunPaths(tmp_path), patience=0.0):
         pass
+
+
+def test_a_run_that_was_finished_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a second process that waits for the first to leave, and then trains it all again from its beginning."""
+    prepare(TINY, tmp_path)
+
+    def meanwhile(other: Callable[[], object]) -> None:
+        def build(*arguments: Any) -> Any:
+            monkeypatch.undo()
+            other()
+            return build_model(*arguments)
+
+        monkeypatch.setattr(training, "build_model", build)
+
+    meanwhile(lambda: resume(tmp_path, quiet=True))
+    resume(tmp_path, quiet=True)
+    assert read_run(tmp_path)["resumed_at"] == []
+    meanwhile(lambda: train(TINY, tmp_path / "new", quiet=True))
+    with pytest.raises(UsageError, match="exists already"):
+        train(TINY, tmp_path / "new", quiet=True)
+
+
+def test_a_run_that_was_killed_at_its_start_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a directory that nothing can resume and nothing overwrite, and files that stay for ever."""
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise PowerCut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Run, "_open_metrics", killed)
+        with pytest.raises(PowerCut):
+            train(TINY, tmp_path / "run", quiet=True)
+    (tmp_path / "run" / f"{PART}model").write_bytes(b"half a model")
+    assert read_run(resume(tmp_path / "run", quiet=True))["status"] == "finished"
+    assert not list((tmp_path / "run").glob(f"{PART}*"))
 
 
 def test_stretches_of_all_runs_have_seeds_of_their_own() -> None:

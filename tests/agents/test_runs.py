@@ -11,12 +11,14 @@ from agents.runs import (
     FORMAT,
     VERSION,
     MetricsFile,
-    create_run_directory,
     default_directory,
+    fresh_run_directory,
     read_metrics,
     read_run,
+    refuse_occupied,
     write_json,
 )
+from fwp_rl.files import PART
 
 GOOD = {"format": FORMAT, "version": VERSION, "config": {}}
 
@@ -27,19 +29,28 @@ def test_default_directory_is_safe_for_any_id() -> None:
 
 
 def test_an_existing_run_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    write_json(create_run_directory(tmp_path / "run", overwrite=False).description, GOOD)
+    with fresh_run_directory(tmp_path / "run", overwrite=False) as paths:
+        write_json(paths.description, GOOD)
     with pytest.raises(
         UsageError, match="exists already: --resume goes on with it, --overwrite replaces it; or give another"
     ):
-        create_run_directory(tmp_path / "run", overwrite=False)
-    assert not create_run_directory(tmp_path / "run", overwrite=True).content
+        refuse_occupied(tmp_path / "run", overwrite=False)
+    with fresh_run_directory(tmp_path / "run", overwrite=True) as paths:
+        assert not paths.content
 
 
 def test_overwrite_leaves_alone_what_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UsageError, match="not a run"):
-        create_run_directory(tmp_path, overwrite=True)
-    assert (tmp_path / "thesis.tex").exists()
+    with pytest.raises(UsageError, match="not a run"), fresh_run_directory(tmp_path, overwrite=True):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_what_a_killed_process_left_half_written_is_no_run(tmp_path: Path) -> None:
+    """Red if nobody could train there any more."""
+    (tmp_path / f"{PART}json").write_text("{")
+    with fresh_run_directory(tmp_path, overwrite=False) as paths:
+        assert not paths.content
 
 
 @pytest.mark.parametrize(
