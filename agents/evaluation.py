@@ -81,7 +81,7 @@ def evaluate_policy_on(
     The list is fixed beforehand and every episode is played to its end, so short episodes are not over-represented.
     The memory starts empty in each. The random numbers of the caller are left alone.
     """
-    import torch
+    from agents.seeding import own_random_numbers  # and with it torch
 
     if episodes < 1:
         raise UsageError(f"episodes={episodes} must be at least 1")
@@ -89,8 +89,7 @@ def evaluate_policy_on(
     venv = make_episode_env(config, EpisodeQueue(seeds), n_envs=min(n_envs, episodes))
     try:
         check_spaces(policy, venv)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(first_seed)
+        with own_random_numbers(first_seed):
             return _play(policy, venv, seeds, deterministic)
     finally:
         venv.close()

@@ -12,6 +12,9 @@ from agents.errors import AgentsError, UsageError
 from agents.vec_env import NormalizedRewards, make_vec_env, policy_name, seed_training
 from fwp_rl.sb3 import MemoryPPO
 
+WINDOW = 100
+"""Of how many of the last episodes of training the metrics `rollout/*` are means, once there are so many."""
+
 
 def make_training_env(config: TrainConfig) -> VecEnv:
     """The environments of `config`, with all that it puts between them and the learner."""
@@ -50,6 +53,7 @@ def build_model(config: TrainConfig, venv: VecEnv) -> MemoryPPO:
                 "log_std_init": config.ppo.log_std_init,
                 "optimizer_kwargs": {"eps": config.ppo.adam_eps, "fused": True},  # fused as by default
             },
+            stats_window_size=WINDOW,
             seed=config.seed,
             device=config.device,
         )

@@ -35,7 +35,10 @@ def changed_versions(earlier: Mapping[str, str]) -> str:
 
 def mixture(descriptions: Sequence[Mapping[str, Any]]) -> list[str]:
     """What runs (their run.json) were not all made with, one sentence each: `torch 2.10 (3 runs), 2.11 (2 runs)`."""
-    made_with = [{**run.get("versions", {}), "commit": run.get("git_commit")} for run in descriptions]
+    made_with = [
+        {**run.get("versions", {}), "commit": run.get("git_commit"), "device": run.get("machine", {}).get("device")}
+        for run in descriptions
+    ]
     sentences = []
     for name in dict.fromkeys(name for made in made_with for name in made):
         counts = Counter(made.get(name) for made in made_with)

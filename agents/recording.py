@@ -17,6 +17,7 @@ from agents.config import TrainConfig
 from agents.episodes import EpisodeQueue
 from agents.errors import EnvironmentFaultError
 from agents.evaluation import check_spaces, make_episode_env
+from agents.seeding import own_random_numbers
 from fwp_rl.inspection import Inspectable, MemoryTrace, inspect_memory, memory_blocks, read_out
 from fwp_rl.layers import FastWeightBlock
 from fwp_rl.state import State, state_leaves
@@ -137,8 +138,7 @@ def record(
         policy.set_training_mode(False)
         recordings: list[Recording] = []
         n_steps = 0
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(seeds[0])
+        with own_random_numbers(seeds[0]), torch.no_grad():
             observations = venv.reset()
             while len(recordings) < len(seeds) and n_steps < most_steps:
                 tape = _Tape(venv.unwrapped.envs[0], look)  # type: ignore[attr-defined]  # a DummyVecEnv

@@ -21,7 +21,7 @@ from fwp_rl.registry import memory_name
 from fwp_rl.sb3 import MemoryPPO, RolloutSample, diagnose
 
 EPISODES = "rollout/episodes"
-"""Name of the metric that says over how many of the last episodes `rollout/*` are means."""
+"""Name of the metric that says of how many of the last episodes `rollout/*` are means."""
 _DIAGNOSE_EVERY = 8
 """Rollouts between two looks at the memory: one look costs a few per cent of a rollout and its update."""
 _MOST_DRAWN_STEPS = 256

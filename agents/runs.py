@@ -31,6 +31,7 @@ VERSION = 1
 STATUSES = ("waiting", "running", "finished", "interrupted", "failed")
 
 _MAX_JSON_BYTES = 1_000_000
+_LONGEST_LINE = 65_536  # bytes, of metrics.jsonl
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             raise RunFileError(f"{path}: line {number} says nothing about a step")
         lines.append(line)
     return lines
+
+
+def last_step(path: Path) -> int:
+    """The step that the last whole line of metrics.jsonl tells of; 0 if there is none that can be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST_LINE))
+            *lines, _ = file.read().split(b"\n")
+        return int(strict_json(lines[-1].decode())["step"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
 
 
 def cut_metrics(path: Path, last_step: int) -> None:

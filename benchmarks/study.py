@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from agents.comparison_text import common_scale
 from agents.statistics import estimate, interquartile_mean, probability_of_improvement
+from agents.summary import common_scale
 from agents.table import markdown
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "study"
@@ -28,7 +28,7 @@ def read(results: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
-    scores = common_scale(rows)
+    scores = common_scale(rows, list(dict.fromkeys(row["memory"] for row in rows)))
     assert scores is not None, "a task of the study has no scale, or lacks a seed"
     seeds, tasks = len({row["seed"] for row in rows}), sorted({row["env_id"] for row in rows})
     middle = [{"memory": name, "score": str(estimate(interquartile_mean, of))} for name, of in scores.items()]

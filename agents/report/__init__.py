@@ -23,21 +23,15 @@ import numpy as np
 from markupsafe import Markup
 
 import envs
-from agents.comparison_text import ENOUGH_SEEDS, Rows, common_scale, outcome
 from agents.curves import Band, band, bands
+from agents.judging import SUCCESS
 from agents.progress import format_seconds
 from agents.recording import Recording
 from agents.report.figures import Axis, band_chart, interval, number, spread
 from agents.report.player import pack
 from agents.runs import read_run
-from agents.statistics import (
-    Estimate,
-    estimate,
-    interquartile_mean,
-    performance_profile,
-    probability_of_improvement,
-    profile_band,
-)
+from agents.statistics import performance_profile, profile_band
+from agents.summary import ENOUGH_SEEDS, Line, Rows, Table, TaskTable, outcome, summarize
 from envs.tasks import VECTOR_TASKS
 from fwp_rl.files import replace_file
 
@@ -59,17 +53,20 @@ def write_report(
     runs = [
         {**row, "directory": path, "run": read_run(path)} for row, path in zip(result["rows"], directories, strict=True)
     ]
-    colors = _colors(list(dict.fromkeys(run["memory"] for run in runs)))
-    tasks = [_table(of) | _curves(of, colors) for of in _by_task(runs)]
+    memories = result["memories"]
+    summary, colors = summarize(result["rows"], memories), _colors(memories)
+    of_task = {task.title: [run for run in runs if run["env_id"] == task.title] for task in summary.tasks}
+    tasks = [_task(task) | _curves(of_task[task.title], colors) for task in summary.tasks]
+    best = summarize(result["best_rows"], memories).tasks if result.get("best_rows") else ()
     page = _fill(
         "page.html",
         result=result,
         colors=colors,
-        n_seeds=min(line["seeds"] for task in tasks for line in task["lines"]),
+        n_seeds=summary.n_seeds,
         enough_seeds=ENOUGH_SEEDS,
         tasks=tasks,
-        overall=_overall(result["rows"], colors),
-        best=[_table(of) for of in _by_task(result.get("best_rows", []))],
+        together=_together(summary.together, colors) if summary.together and len(tasks) > 1 else None,
+        best=[_task(task) for task in best],
         lengths=_lengths(runs, colors) + _tests(result.get("tests", []), runs, colors),
         runs=runs,
         settings=_settings(runs),
@@ -110,54 +107,46 @@ def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _by_task(rows: Rows) -> list[Rows]:
-    return [[row for row in rows if row["env_id"] == env_id] for env_id in dict.fromkeys(row["env_id"] for row in rows)]
-
-
 def _by_memory(rows: Rows) -> dict[str, Rows]:
     return {
         name: [row for row in rows if row["memory"] == name] for name in dict.fromkeys(row["memory"] for row in rows)
     }
 
 
-def _table(rows: Rows) -> dict[str, Any]:
+def _table(table: Table) -> dict[str, Any]:
+    """Lines with their intervals drawn on an axis, on which 0 and 1 are where these mean something."""
+    values = np.concatenate([line.scores.ravel() for line in table.lines])
+    axis = Axis(*spread([*values, *((0.0, 1.0) if table.scale else ())], 0.05), 0, _INTERVAL_WIDTH)
+    lines = [_line(line, axis) for line in table.lines]
+    return {"title": table.title, "scale": table.scale or "returns", "axis": axis, "lines": lines}
+
+
+def _line(line: Line, axis: Axis) -> dict[str, Any]:
+    drawn = interval(line.score, line.scores.ravel().tolist(), axis)
+    return {"memory": line.memory, "score": line.score, "interval": drawn, "better": line.better}
+
+
+def _task(task: TaskTable) -> dict[str, Any]:
     """What came out on one task, a line for each memory."""
-    scale = rows[0]["scale"]
-    scores = {name: np.array([[row["score"] for row in of]]) for name, of in _by_memory(rows).items()}
-    axis = _axis(scores, scale)
-    return {
-        "env_id": rows[0]["env_id"],
-        "scale": scale or "returns",
-        "axis": axis,
-        "lines": [_line(name, of, scores, axis) for name, of in _by_memory(rows).items()],
-    }
-
-
-def _line(name: str, rows: Rows, scores: Mapping[str, np.ndarray], axis: Axis) -> dict[str, Any]:
-    def mean(key: str) -> Estimate:
-        return estimate(lambda x: float(x.mean()), np.array([[row[key] for row in rows]]))
-
-    score = mean("score")
-    return {
-        "memory": name,
-        "seeds": len(rows),
-        "score": score,
-        "interval": interval(score, scores[name][0].tolist(), axis),
-        "better": _better(scores, name),
-        "success": None if rows[0]["success_rate"] is None else mean("success_rate"),
-        "return": mean("return_mean"),
-        "parameters": rows[0]["parameters"],
-        "learning_rate": rows[0]["learning_rate"],
-        "steps": float(np.mean([row["steps"] for row in rows])),
-        "seconds": float(np.mean([row["seconds"] for row in rows])),
-        "speed": float(np.mean([row["steps"] / row["seconds"] for row in rows])),
-        "learned": [row["steps_to_threshold"] for row in rows],
-    }
+    table = _table(task)
+    for shown, line in zip(table["lines"], task.lines, strict=True):
+        rows = line.rows
+        shown |= {
+            "success": line.success,
+            "return": line.mean_return,
+            "parameters": rows[0]["parameters"],
+            "learning_rate": rows[0]["learning_rate"],
+            "steps": float(np.mean([row["steps"] for row in rows])),
+            "seconds": float(np.mean([row["seconds"] for row in rows])),
+            "speed": float(np.mean([row["steps"] / row["seconds"] for row in rows])),
+            "learned": [row["steps_to_threshold"] for row in rows],
+        }
+    return table | {"knows_success": any(line.success for line in task.lines)}
 
 
 def _curves(runs: Rows, colors: Mapping[str, str]) -> dict[str, Any]:
     """Learning curves on one task, and what is read off them under the pointer."""
-    metric, label = _METRICS[runs[0]["scale"] == "success rates"]
+    metric, label = _METRICS[runs[0]["scale"] == SUCCESS]
     of = bands({name: [run["directory"] for run in of] for name, of in _by_memory(runs).items()}, metric)
     return {
         "options": runs[0]["run"]["config"]["env_options"],
@@ -173,30 +162,17 @@ def _curves(runs: Rows, colors: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _overall(rows: Rows, colors: Mapping[str, str]) -> dict[str, Any] | None:
-    """Scores of all tasks together, and their profiles; None for one task, or if the tasks have no common scale."""
-    scores = common_scale(rows)
-    if scores is None or len(_by_task(rows)) < 2:
-        return None
-    axis = _axis(scores, rows[0]["scale"])
-    estimates = {name: estimate(interquartile_mean, of) for name, of in scores.items()}
-    lines = [
-        {
-            "memory": name,
-            "score": estimates[name],
-            "interval": interval(estimates[name], of.ravel().tolist(), axis),
-            "better": _better(scores, name),
-        }
-        for name, of in scores.items()
-    ]
-    thresholds = np.linspace(axis.low, axis.high, 101)
+def _together(table: Table, colors: Mapping[str, str]) -> dict[str, Any]:
+    """Scores of all tasks together, and their profiles."""
+    shown = _table(table)
+    thresholds = np.linspace(shown["axis"].low, shown["axis"].high, 101)
     profiles = {}
-    for name, of in scores.items():
-        low, high = profile_band(of, thresholds)
-        mean = performance_profile(of, thresholds)
-        profiles[name] = Band(steps=thresholds, seeds=np.empty((0, len(thresholds))), mean=mean, low=low, high=high)
-    scale = " or ".join(sorted({row["scale"] for row in rows}))
-    return {"scale": scale, "axis": axis, "lines": lines, "chart": band_chart(profiles, colors)}
+    for line in table.lines:
+        low, high = profile_band(line.scores, thresholds)
+        mean = performance_profile(line.scores, thresholds)
+        no_seeds = np.empty((0, len(thresholds)))
+        profiles[line.memory] = Band(steps=thresholds, seeds=no_seeds, mean=mean, low=low, high=high)
+    return shown | {"chart": band_chart(profiles, colors)}
 
 
 def _lengths(runs: Rows, colors: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -216,7 +192,7 @@ def _lengths(runs: Rows, colors: Mapping[str, str]) -> list[dict[str, Any]]:
             values = sorted(env_of)
             seeds = {name: [_success_by_seed(runs, env_of[value], name) for value in values] for name in colors}
             note = f"Tasks that differ in {option} alone; each agent was trained on the task that it plays."
-            figures.append(_length_figure(option, values, seeds, colors, note))
+            figures += _length_figure(option, values, seeds, colors, note)
     return figures
 
 
@@ -250,9 +226,12 @@ def _tests(tests: Rows, runs: Rows, colors: Mapping[str, str]) -> list[dict[str,
             ]
             for name in colors
         }
-        trained = next(_definition(run["run"]["config"])[1].get(option) for run in runs if run["env_id"] == env_id)
-        note = f"{env_id}; all agents were trained with {option} {_word(trained)}."
-        figures.append(_length_figure(option, values, seeds, colors, note))
+        note = env_id
+        for run in runs:
+            if run["env_id"] == env_id:
+                _, options = _definition(run["run"]["config"])
+                note = f"{env_id}; all agents were trained with {option} {_word(options.get(option))}."
+        figures += _length_figure(option, values, seeds, colors, note)
     return figures
 
 
@@ -262,24 +241,13 @@ def _length_figure(
     seeds: Mapping[str, Sequence[Mapping[int, float]]],
     colors: Mapping[str, str],
     note: str,
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
+    """The figure; none if no memory has a seed that played all."""
     curves = {}
     for name, by_value in seeds.items():
         if common := sorted(set.intersection(*(set(of) for of in by_value))):
             curves[name] = band(np.array(values), np.array([[of[seed] for of in by_value] for seed in common]))
-    return {"option": option, "chart": band_chart(curves, colors), "note": note}
-
-
-def _axis(scores: Mapping[str, np.ndarray], scale: str | None) -> Axis:
-    """Of a table: the scores of all seeds, and 0 and 1 where these mean something."""
-    values = np.concatenate([of.ravel() for of in scores.values()])
-    return Axis(*spread([*values, *((0.0, 1.0) if scale else ())], 0.05), 0, _INTERVAL_WIDTH)
-
-
-def _better(scores: Mapping[str, np.ndarray], name: str) -> Estimate | None:
-    """How probably a seed beats one of the first memory; None for the first itself."""
-    first = next(iter(scores))
-    return None if name == first else estimate(probability_of_improvement, scores[name], scores[first])
+    return [{"option": option, "chart": band_chart(curves, colors), "note": note}] if curves else []
 
 
 def _settings(runs: Rows) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import train
-from agents import report
+from agents import summary
 from agents.presentation import present
 from agents.runs import default_directory, read_run
 from agents.statistics import estimate
@@ -38,6 +38,7 @@ def presented(run_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         who = {"env_id": run["config"]["env_id"], "memory": memory, "seed": 0, "learning_rate": 0.5}
         rows.append(who | scores | costs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "estimate", functools.partial(estimate, resamples=50))
-        present(root, {"equal": "parameters", "equal_time": None, "mixed": [], "episodes": 7, "rows": rows})
+        patch.setattr(summary, "estimate", functools.partial(estimate, resamples=50))
+        about = {"equal": "parameters", "equal_time": None, "mixed": [], "left_out": {}, "episodes": 7}
+        present(root, {"memories": ["delta", "lstm", "none"], "rows": rows} | about)
     return root

@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 
-from agents import comparison
+from agents import comparison, judging
 from agents.command_line import run
-from agents.comparison import WAY, _best_rate, _learned, _Plan, compare, equal_config
+from agents.comparison import _Plan, compare, equal_config
 from agents.comparison_text import _choices, report
-from agents.errors import UsageError
+from agents.errors import EnvironmentFaultError, UsageError
+from agents.judging import SUCCESS, WAY, ComparedRun, best_rate, learned
+from agents.model import WINDOW
 from agents.presets import preset_config
 from agents.progress import Progress
 from agents.provenance import mixture, origin
-from agents.runs import read_run
+from agents.runs import read_metrics, read_run
 from agents.side_by_side import Job
 from agents.training import resume
 from fwp_rl import memory_size
@@ -66,7 +68,9 @@ def test_a_comparison_that_was_killed_comes_to_the_same_numbers(tmp_path: Path) 
     times = {path: path.stat().st_mtime_ns for path in whole.rglob("model.zip")}
     compare(["fwp/TMaze-v0"], ["delta"], root=whole, **SETTINGS)
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("model.zip")} == times
-    with pytest.raises(UsageError, match=r"delta/seed_0 is a run with another total_timesteps; give another --root"):
+    with pytest.raises(
+        UsageError, match=r"seed_0 is a run with another total_timesteps \(2048, not 4096\); give another"
+    ):
         compare(["fwp/TMaze-v0"], ["delta"], root=whole, **SETTINGS | {"total_timesteps": 4096})
 
 
@@ -100,6 +104,55 @@ def test_damaged_runs_are_named_and_the_rest_is_compared(
     assert (runs / "seed_3" / "thesis.tex").exists()
 
 
+def test_what_fails_on_the_way_leaves_the_rest_to_be_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a run that failed and is trained once more with the rates, a task that breaks in one evaluation and takes
+    all others along, a run without metrics that has "never" learned, and a picture that counts other seeds."""
+    failing, broken, emptied = ("fwp/TMaze-v0 none seed " + str(seed) for seed in (1, 2, 3))
+    trained: list[str] = []
+
+    def train_most(jobs: list[Job], n_processes: int, show: Any, *, again: str) -> dict[str, int]:
+        trained.extend(job.name for job in jobs)
+        train_here([job for job in jobs if job.name != failing], n_processes, show, again=again)
+        return {job.name: 5 * (job.name == failing) for job in jobs}
+
+    def judge(run: ComparedRun, episodes: int) -> dict[str, Any]:
+        if run.name == broken:
+            raise EnvironmentFaultError("it is broken")
+        if run.name == emptied:
+            (run.directory / "metrics.jsonl").write_text("")
+        return judging.judge(run, episodes)
+
+    monkeypatch.setattr(comparison, "train_side_by_side", train_most)
+    monkeypatch.setattr(comparison, "judge", judge)
+    settings = SETTINGS | {"root": tmp_path, "total_timesteps": 64, "n_seeds": 5, "learning_rates": [5e-4]}
+    assert run(lambda: compare(["fwp/TMaze-v0"], ["none"], **settings)) == 4
+    assert trained.count(failing) == 1
+    result = json.loads((tmp_path / "comparison.json").read_text())
+    assert [row["seed"] for row in result["rows"]] == [row["seed"] for row in result["best_rows"]] == [0, 4]
+    assert list(result["left_out"]) == [failing, broken, emptied]
+    assert "metrics.jsonl is missing or empty" in (tmp_path / "comparison.md").read_text()
+    assert f"<strong>Left out:</strong> {failing}: training failed with exit code 5." in (
+        tmp_path / "report.html"
+    ).read_text(encoding="utf-8")
+    capsys.readouterr()
+    (tmp_path / "fwp-TMaze-v0" / "none" / "seed_0" / "run.json").write_text("{")
+    assert run(lambda: compare(["fwp/TMaze-v0"], ["none"], **settings, prepare_only=True)) == 4
+    assert "error: left out: fwp/TMaze-v0 none seed 0: " in capsys.readouterr().err
+
+
+def test_a_run_that_was_trained_on_another_device_is_that_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a scheduler whose runs nobody can compare."""
+    settings = SETTINGS | {"root": tmp_path, "total_timesteps": 64}
+    compare(["fwp/TMaze-v0"], ["none"], **settings, prepare_only=True)
+    resume(tmp_path / "fwp-TMaze-v0" / "none" / "seed_0", device="auto", quiet=True)
+    monkeypatch.setattr(comparison, "train_side_by_side", None)
+    compare(["fwp/TMaze-v0"], ["none"], **settings)
+    runs = [{"machine": {"device": device}} for device in ("cpu", "cuda", "cpu")]
+    assert mixture(runs) == ["device cpu (2 runs), cuda (1 run)"]
+
+
 def test_the_best_learning_rate_is_chosen_on_other_seeds() -> None:
     """Catches a choice by the seeds that are reported, a memory that gets the rate of another one, and a run that is
     trained twice because the preset's rate is the best."""
@@ -119,10 +172,13 @@ def test_the_best_learning_rate_is_chosen_on_other_seeds() -> None:
         ("lstm", 1e-3): 0.7,
     }
     trials = [
-        row("A", name, 1000, score) | {"learning_rate": rate, "steps_to_threshold": 100 if rate == 1e-2 else None}
+        row("A", name, seed, score) | {"learning_rate": rate, "steps_to_threshold": 100 if rate == 1e-2 else None}
         for (name, rate), score in scores.items()
+        for seed in (1000, 1001)
     ]
-    assert [_best_rate(trials, "A", name) for name in ("delta", "lstm", "gru")] == [1e-2, 1e-4, None]
+    trials.append(row("A", "lstm", 1000, 1.0) | {"learning_rate": 1e-2})  # the other seed diverged
+    assert [best_rate(trials, "A", name, n_seeds=2) for name in ("delta", "lstm", "gru")] == [1e-2, 1e-4, None]
+    del trials[-1]
     rows = [row("A", name, seed, 0.5) | {"learning_rate": 1e-4} for name in ("delta", "lstm") for seed in range(5)]
     assert "| A | lstm | 0.0001 | 0.80 with 0.0001, 0.70 with 0.001 |" in _choices(trials, rows)
 
@@ -147,9 +203,7 @@ def test_versions_that_are_mixed_are_said() -> None:
     assert mixture([old, new, new]) == ["torch 2.11 (2 runs), 2.10 (1 run)"]
     assert mixture([new, new]) == []
     rows = [row("A", "delta", seed, 0.5) for seed in range(5)]
-    text = report(
-        {"equal": "state", "episodes": 7, "rows": rows, "mixed": mixture([old, new, new]), "origin": origin([new])}
-    )
+    text = text_of(rows, mixed=mixture([old, new, new]), origin=origin([new]))
     assert "Made with: 1 run, 2026-02-01, torch 2.11" in text
     assert "**Not made alike: torch 2.11 (2 runs), 2.10 (1 run).**" in text
 
@@ -158,13 +212,30 @@ def test_a_task_is_learned_when_its_last_episodes_score_enough() -> None:
     """Catches a return that is taken for a score: the way of the T-maze begins at 0.5. And an agent that has "never"
     learned what its last evaluation says it can do."""
     config = preset_config("fwp/TMaze-v0", None)
-    lines = [{"step": n, "rollout/ep_rew_mean": x, "rollout/success_rate": x} for n, x in enumerate((0.0, 0.92, 0.96))]
+    lines = [
+        {"step": n, "rollout/ep_rew_mean": x, "rollout/success_rate": x, "rollout/episodes": 100}
+        for n, x in enumerate((0.0, 0.92, 0.96))
+    ]
     evaluation = {"step": 9, "eval/return_mean": 1.0}
-    assert _learned(config, WAY, [{"step": 8}, *lines[:2], evaluation]) is evaluation
-    assert [
-        line["step"] for line in (_learned(config, WAY, lines), _learned(config, "success rates", lines)) if line
-    ] == [2, 1]
-    assert _learned(config, None, lines) is None
+    assert learned(config, WAY, [{"step": 8}, *lines[:2], evaluation]) is evaluation
+    assert [line["step"] for line in (learned(config, WAY, lines), learned(config, SUCCESS, lines)) if line] == [2, 1]
+    assert learned(config, None, lines) is None
+
+
+def test_the_first_episodes_to_end_do_not_count() -> None:
+    """Catches an agent that has learned at once, since those that fail take longer than those that succeed."""
+    config = preset_config("MiniGrid-Empty-8x8-v0", None)
+    lines = [{"step": n, "rollout/success_rate": 1.0, "rollout/episodes": n} for n in (7, 99, 100)]
+    assert learned(config, SUCCESS, lines) is lines[-1]
+    assert learned(config, SUCCESS, lines[:2]) is None
+
+
+def test_every_line_of_a_run_tells_how_many_episodes_it_is_about(run_directory: Path) -> None:
+    """Catches a training in which nothing ever counts as learned."""
+    lines = [line for line in read_metrics(run_directory / "metrics.jsonl") if "rollout/ep_rew_mean" in line]
+    counts = [line["rollout/episodes"] for line in lines]
+    assert counts == sorted(counts)
+    assert 0 < counts[-1] <= WINDOW
 
 
 @pytest.mark.parametrize("equal", ["parameters", "state"])
@@ -183,6 +254,8 @@ def row(env_id: str, memory: str, seed: int, score: float, scale: str | None = "
         "parameters": 1234,
         "steps": 5000,
         "seconds": 61.0,
+        "steps_to_threshold": None,
+        "seconds_to_threshold": None,
         "success_rate": score,
         "return_mean": 2 * score,
         "score": score,
@@ -190,11 +263,17 @@ def row(env_id: str, memory: str, seed: int, score: float, scale: str | None = "
     }
 
 
+def text_of(rows: list[dict[str, Any]], **changes: Any) -> str:
+    memories = list(dict.fromkeys(row["memory"] for row in rows))
+    about = {"equal": "state", "equal_time": None, "episodes": 7, "mixed": [], "left_out": {}, "origin": ""}
+    return report({"memories": memories, "rows": rows, **about, **changes})
+
+
 def test_the_report_says_who_wins_and_how_sure_that_is() -> None:
     """Catches tasks or memories that are mixed up."""
     scores = {("A", "delta"): 0.9, ("A", "lstm"): 0.5, ("B", "delta"): 0.8, ("B", "lstm"): 0.7}
     rows = [row(env, name, seed, x + seed / 100) for (env, name), x in scores.items() for seed in range(5)]
-    text = report({"equal": "state", "episodes": 7, "rows": rows})
+    text = text_of(rows)
     assert "Equal state; 7 unseen episodes" in text
     assert "too few" not in text
     assert text.index("## A") < text.index("## B") < text.index("## All tasks")
@@ -211,9 +290,8 @@ def test_the_report_tells_of_tests_with_other_options_apart() -> None:
         for name, value, success in (("delta", 14, 0.9), ("delta", 28, 0.8), ("lstm", 14, 0.7), ("lstm", 28, None))
         for seed in range(5)
     ]
-    result = {"equal": "state", "episodes": 7, "rows": rows, "tests": tests}
     with_rates = [{**each, "learning_rate": 1e-3} for each in rows]
-    text = report(result | {"trials": with_rates, "best_rows": with_rates})
+    text = text_of(rows, tests=tests, trials=with_rates, best_rows=with_rates)
     # It is the agents with the best rates who play them.
     assert text.index("# Each with its best learning rate") < text.index("played with another")
     text = text.split("## A, played with another length")[1]
@@ -225,8 +303,9 @@ def test_the_report_tells_of_tests_with_other_options_apart() -> None:
 def test_the_report_warns_of_few_seeds_and_of_scores_that_cannot_be_pooled() -> None:
     """Catches a mean over a return of 500 and a success rate of 1."""
     rows = [row("A", "delta", seed, 0.5) for seed in range(2)] + [row("B", "delta", s, 480.0, None) for s in range(2)]
-    text = report({"equal": "nothing", "episodes": 7, "rows": rows})
+    text = text_of(rows, left_out={"A delta seed 2": "it is damaged"})
     assert "**Only 2 seeds: too few to call anything better.**" in text
+    assert "**Left out: A delta seed 2: it is damaged.**" in text
     assert "## All tasks" not in text
 
 
@@ -235,7 +314,10 @@ def test_the_report_warns_of_few_seeds_and_of_scores_that_cannot_be_pooled() -> 
     [
         (["fwp/TMaze-v0"], ["detla"], {}, "unknown memory 'detla': nearest are delta"),
         (["fwp/TMase-v0"], ["delta"], {}, "unknown environment 'fwp/TMase-v0'.*fwp/TMaze-v0"),
+        (["fwp/TMaze-v0"], [], {}, "--memory needs at least one name"),
+        ([], ["delta"], {}, "--env-id needs at least one name"),
         (["fwp/TMaze-v0"], ["delta"], {"n_seeds": 0}, "seeds=0 must be at least 1"),
+        (["fwp/TMaze-v0"], ["delta"], {"total_timesteps": 0}, "total_timesteps=0 must be at least 1"),
         (["fwp/TMaze-v0"], ["delta"], {"tests": [("lenght", 9)]}, "'?lenght.*length"),
         (["fwp/KeyValueRecall-v0"], ["delta"], {"tests": [("n_keys", 9)]}, "n_keys=9 has other spaces"),
         (["fwp/TMaze-v0"], ["none", "delta"], {"equal": "state"}, "delta cannot have the state of none"),

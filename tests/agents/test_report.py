@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents import report
+from agents import report, summary
 from agents.curves import bands
 from agents.recording import FastWeights, Recording
 from agents.report import player, write_report
@@ -27,7 +27,7 @@ BROWSER = next(
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "estimate", functools.partial(estimate, resamples=50))
+    monkeypatch.setattr(summary, "estimate", functools.partial(estimate, resamples=50))
     monkeypatch.setattr(report, "profile_band", functools.partial(profile_band, resamples=20))
 
 
@@ -72,7 +72,9 @@ def page_of(
     changes: Mapping[str, Any] = MappingProxyType({}),
     **episodes: Recording,
 ) -> str:
-    result = {"equal": "parameters", "equal_time": None, "mixed": [], "episodes": 7, "rows": rows} | dict(changes)
+    about = {"equal": "parameters", "equal_time": None, "mixed": [], "left_out": {}, "episodes": 7}
+    memories = list(dict.fromkeys(row["memory"] for row in rows))
+    result = {"memories": memories, "rows": rows} | about | dict(changes)
     return write_report(root, result, directories, episodes).read_text()
 
 
@@ -153,6 +155,22 @@ def test_all_that_a_comparison_may_have_is_shown(tmp_path: Path) -> None:
     assert "<b>0.125</b>" not in task
     assert "<td>0.03</td>" in page[parts[3] :]
     assert "<h2>All tasks" not in page_of(tmp_path, [row() | {"scale": None} for _ in rows], runs)
+
+
+def test_what_was_left_out_leaves_no_hole(tmp_path: Path) -> None:
+    """Catches a page that fails after hours of training, or that compares with another memory than it says, because a
+    seed, a memory or a task is missing somewhere."""
+    rows = [row("delta"), row("lstm", score=0.5), row("lstm", "fwp/Copy-v0"), row("none", "fwp/Copy-v0")]
+    runs = [make_run(tmp_path / str(n), {5: 0.5}) for n in range(len(rows))]
+    best = [row("gru", learning_rate=0.01), row("gru", seed=1, success_rate=None)]
+    tests = [row("lstm", env_id, option="length", value=value) for env_id in ("fwp/TMaze-v0", "b") for value in (1, 2)]
+    tests += [row("gru", "c", seed=value, option="length", value=value) for value in (1, 2)]
+    changes = {"memories": ["delta", "lstm", "gru", "none"], "best_rows": best, "tests": tests}
+    page = page_of(tmp_path, rows, runs, changes)
+    assert page.count("chance to beat delta") == 3
+    second = page[page.index("<h2>fwp/Copy-v0") : page.index("<h2>Each with its best")]
+    assert second.count("<td></td>") == 2  # there is no delta to beat
+    assert page.count("<h2>Success against length") == 2
 
 
 def test_runs_that_disagree_are_shown_to_disagree(tmp_path: Path) -> None:

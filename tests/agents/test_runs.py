@@ -13,6 +13,7 @@ from agents.runs import (
     MetricsFile,
     default_directory,
     fresh_run_directory,
+    last_step,
     read_metrics,
     read_run,
     refuse_occupied,
@@ -81,6 +82,25 @@ def test_metrics_are_whole_strict_lines(tmp_path: Path) -> None:
         file.write('{"step": 3, "half')  # as a reader sees a line that is being written
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "a": None, "b": 0.5, "c": 3}, {"step": 2}]
     metrics.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "step"),
+    [
+        ("", 0),
+        ('{"step": 3}\n{"step": 7}\n', 7),
+        ('{"step": 3}\n{"step": 7, "x":', 3),
+        ("nonsense\n", 0),
+        ("{}\n", 0),
+        ("[7]\n", 0),
+        (f'{{"x": "{"y" * 100_000}"}}\n{{"step": 5}}\n', 5),
+    ],
+)
+def test_the_last_step_is_that_of_the_last_whole_line(content: str, step: int, tmp_path: Path) -> None:
+    """Red if a run that writes, or whose file is damaged, stopped those that only look how far it is."""
+    (tmp_path / "metrics.jsonl").write_text(content)
+    assert last_step(tmp_path / "metrics.jsonl") == step
+    assert last_step(tmp_path / "none.jsonl") == 0
 
 
 def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ import pytest
 import envs
 from agents import suites
 from agents.comparison import _Plan
-from agents.comparison_plot import task_of
 from agents.errors import UsageError
 from agents.vec_env import make_vec_env
 from fwp_rl import NoneConfig
@@ -56,6 +55,6 @@ def test_two_tasks_of_one_environment_are_compared_apart(tmp_path: Path) -> None
     tasks = suites.expand(["suite:tracking"])
     plan = _Plan(root=tmp_path, total_timesteps=None, equal_time=None)
     jobs = [plan.job(task, "none", NoneConfig(), 0) for task in tasks]
-    assert [task_of(job) for job in jobs] == tasks
+    assert [job.task for job in jobs] == tasks
     assert len({job.directory for job in jobs}) == len(tasks)
     assert [job.config.env_options.get("group") for job in jobs] == ["parity", None, "S3", None]
