@@ -100,6 +100,8 @@ def _check_memory(arguments: list[str]) -> None:
     """Say which memories there are, and which options the chosen one has, where tyro can only say that it is lost."""
     chosen = None
     for argument in arguments:
+        if argument.partition("=")[0] == "--memory":
+            raise UsageError("unknown option --memory; the memory is chosen with memory:NAME, such as memory:delta")
         if match := re.fullmatch(r"memory:([\w-]*)", argument):
             chosen = match.group(1).replace("-", "_")
             if chosen not in memory_configs():

@@ -191,7 +191,7 @@ def report(result: Probe) -> str:
             {"before step": str(outcome.step), "episodes": str(outcome.reached)} | dict.fromkeys(operations, ""),
         )
         is_apart = outcome.estimate.high < result.untouched.low or outcome.estimate.low > result.untouched.high
-        row[outcome.operation] = f"{outcome.estimate} {'*' if is_apart else ' '}"
+        row[outcome.operation] = f"{outcome.estimate} {'*' if is_apart else ' '}" if outcome.reached else "-  "
     lines = [
         f"{result.env_id}   {result.memory}   {result.measure} in {result.episodes} episodes, with 95 % intervals",
         f"untouched    {result.untouched}",
@@ -235,7 +235,7 @@ def draw(result: Probe, file: Path) -> None:
             color="0.3",
         )
     for operation in dict.fromkeys(outcome.operation for outcome in result.outcomes):
-        of = [outcome for outcome in result.outcomes if outcome.operation == operation]
+        of = [outcome for outcome in result.outcomes if outcome.operation == operation and outcome.reached]
         steps = [outcome.step for outcome in of]
         axes.fill_between(
             steps,

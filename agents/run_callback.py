@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Image, KVWriter, TensorBoardOutputFormat
 from stable_baselines3.common.utils import safe_mean
@@ -18,7 +19,7 @@ from agents.progress import Progress
 from agents.recording import record
 from agents.runs import MetricsFile
 from fwp_rl.registry import memory_name
-from fwp_rl.sb3 import MemoryPPO, RolloutSample, diagnose
+from fwp_rl.sb3 import MemoryActorCriticPolicy, MemoryPPO, RolloutSample, diagnose
 
 EPISODES = "rollout/episodes"
 """Name of the metric that says of how many of the last episodes `rollout/*` are means."""
@@ -134,7 +135,11 @@ class RunCallback(BaseCallback):
 
     def _evaluate(self) -> None:
         config = self._config
-        summary = summarize(evaluate_policy_on(self.model.policy, config, episodes=config.eval_episodes))
+        player = _Interruptible(self.model.policy, self._interrupts)
+        try:
+            summary = summarize(evaluate_policy_on(player, config, episodes=config.eval_episodes))
+        except _Interrupted:
+            return
         values: dict[str, Any] = {"eval/return_mean": summary.return_mean, "eval/length_mean": summary.length_mean}
         text = f"evaluation at {self.num_timesteps:,} steps: return {summary.return_mean:.2f}"
         if summary.success_rate is not None:
@@ -155,6 +160,27 @@ class RunCallback(BaseCallback):
         policy, config = self.model.policy, self._config
         (recording,) = record(policy, config, seeds=[EVALUATION_SEED], pictures=False, most_steps=_MOST_DRAWN_STEPS)
         return {f"memory/{name}": Image(picture, "HWC") for name, picture in still_pictures(recording).items()}
+
+
+class _Interrupted(Exception):
+    pass
+
+
+class _Interruptible:
+    """Plays as the policy does, until somebody asks to stop: the episodes of an evaluation may take minutes."""
+
+    def __init__(self, policy: MemoryActorCriticPolicy, interrupts: Interrupts) -> None:
+        self._policy = policy
+        self._interrupts = interrupts
+        self.observation_space, self.action_space = policy.observation_space, policy.action_space
+
+    def predict(
+        self, observation: Any, state: Any, episode_start: np.ndarray, deterministic: bool
+    ) -> tuple[np.ndarray, Any]:
+        """As the policy's; raises _Interrupted."""
+        if self._interrupts.received is not None:
+            raise _Interrupted
+        return self._policy.predict(observation, state, episode_start, deterministic)
 
 
 _SAID_ALREADY = ("time/iterations", "time/time_elapsed", "time/total_timesteps")

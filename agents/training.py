@@ -130,6 +130,8 @@ class _Run:
     paths: RunPaths
     quiet: bool
     started: float = field(default_factory=time.monotonic)
+    checkpoint_step: int = 0
+    """From where it would go on."""
 
     @property
     def seconds(self) -> float:
@@ -143,7 +145,7 @@ class _Run:
         is_resumed = self.paths.checkpoint.exists()
         if is_resumed:
             self.started -= load_checkpoint(self.paths.checkpoint, self.model)
-        already = self.model.num_timesteps
+        already = self.checkpoint_step = self.model.num_timesteps
         description = self._describe(earlier)
         write_json(self.paths.description, description)  # before all else: without it this would not be a run
         progress = Progress(
@@ -187,6 +189,7 @@ class _Run:
         try:
             self.model.save(self.paths.model)
             save_checkpoint(self.paths.checkpoint, self.model, seconds=self.seconds)
+            self.checkpoint_step = self.model.num_timesteps
         except OSError as error:
             progress.note(f"could not save the model ({error.strerror or error}); the last one is intact, going on")
 
@@ -248,7 +251,8 @@ class _Run:
         took = f"{self.model.num_timesteps:,} steps in {format_seconds(self.seconds)}"
         if interrupts.received is not None:
             raise InterruptedRunError(
-                f"stopped after {took}, model saved; evaluate it: {evaluate}\ngo on with it: {self._go_on}",
+                f"stopped after {took}, model saved; evaluate it: {evaluate}\n"
+                f"go on from its last checkpoint, step {self.checkpoint_step:,}: {self._go_on}",
                 interrupts.exit_code,
             )
         if not self.quiet:

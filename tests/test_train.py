@@ -147,6 +147,7 @@ def test_an_existing_run_is_refused_with_the_way_out(tmp_path: Path, call: Any) 
     ("arguments", "message"),
     [
         (["--env-id", "MiniGrid-MemoryS12-v0"], "unknown environment 'MiniGrid-MemoryS12-v0'; did you mean"),
+        (["--memory", "delta"], "the memory is chosen with memory:NAME, such as memory:delta"),
         (["memory:detla"], "unknown memory 'detla'; did you mean delta or delta_rnn or delta_mlp? registered are "),
         (["--preset", "debgu"], "unknown preset 'debgu': nearest are debug"),
         (["--total-timestep", "3"], "unknown option --total-timestep; did you mean --total-timesteps"),
@@ -313,7 +314,7 @@ def test_a_signal_ends_the_run_cleanly(tmp_path: Path, number: signal.Signals, c
     assert process.returncode == code
     assert "Traceback" not in err
     assert re.search(r"stopped after .* steps in .*, model saved; evaluate it: python -m agents evaluate ", err)
-    assert "go on with it: python train.py --resume " in err
+    assert re.search(r"go on from its last checkpoint, step [\d,]+: python train.py --resume ", err)
     assert read_run(directory)["status"] == "interrupted"
     load_run(directory)
     assert json.loads((directory / "metrics.jsonl").read_text().splitlines()[-1])["step"] > 0

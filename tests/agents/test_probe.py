@@ -112,6 +112,15 @@ def test_a_deleted_key_recalls_nothing_and_others_what_they_did(memory: str, n_b
         assert torch.linalg.matrix_rank(taken, atol=1e-4).max() <= len(k)
 
 
+def test_a_step_that_no_episode_reaches_has_no_success(tmp_path: Path) -> None:
+    """Catches a success rate of agents to which nothing was done."""
+    agent: Any = CueKeeper(config())
+    result = probe(agent, config(), operations=["erase"], steps=[1, 500], episodes=EPISODES)
+    last = report(result).splitlines()[-3]
+    assert last.split() == ["500", "0", "-"]
+    draw(result, tmp_path / "probe.png")
+
+
 def test_long_episodes_are_swept_with_all_of_their_first_steps() -> None:
     assert _sweep(4) == [0, 1, 2, 3]
     steps = _sweep(500)

@@ -2,12 +2,16 @@ import contextlib
 import dataclasses
 import functools
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agents import run_callback, training
 from agents.config import PPOConfig, TrainConfig
+from agents.errors import InterruptedRunError
+from agents.interrupts import Interrupts
 from agents.model import build_model, make_training_env
 from agents.presets import preset_config
 from agents.runs import RunPaths, read_metrics, read_run
@@ -111,6 +115,29 @@ def test_workers_change_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert read_run(directory)["config"]["workers"] == (workers or 0)
     assert runs[0]
     assert runs[0] == runs[1] == runs[2]
+
+
+def test_an_evaluation_is_no_reason_to_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches Ctrl-C that waits for the last of a thousand episodes, and a number that is about half of them."""
+
+    class Interrupted(Interrupts):
+        def __enter__(self) -> Interrupts:
+            evaluate = run_callback.evaluate_policy_on
+
+            def interrupted(player: Any, *arguments: Any, **settings: Any) -> Any:
+                self.received = signal.SIGINT
+                return evaluate(player, *arguments, **settings)
+
+            monkeypatch.setattr(run_callback, "evaluate_policy_on", interrupted)
+            return self
+
+    monkeypatch.setattr(training, "Interrupts", Interrupted)
+    config = TrainConfig(env_id="fwp/TMaze-v0", ppo=PPOConfig(n_steps=16), n_envs=4, eval_every=64, eval_episodes=2000)
+    with pytest.raises(InterruptedRunError):
+        train(config, tmp_path / "run", quiet=True)
+    run = read_run(tmp_path / "run")
+    assert (run["status"], run["steps"]) == ("interrupted", 68)
+    assert not any("eval/return_mean" in line for line in read_metrics(tmp_path / "run" / "metrics.jsonl"))
 
 
 def test_a_run_ends_when_its_time_is_over(tmp_path: Path) -> None:
