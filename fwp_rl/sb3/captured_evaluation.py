@@ -45,13 +45,19 @@ class CapturedEvaluation:
         parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         sample = pytree.tree_map(torch.clone, (obs, actions))  # the graph's own, which later minibatches overwrite
 
+        others = pytree.tree_map(lambda x: x.roll(1, 0), sample)
+
         def outputs_and_gradients(evaluate: Callable[..., Any]) -> list[Tensor]:
-            outputs = evaluate(*sample)
-            loss = sum(
-                (output * torch.linspace(-1, 1, len(output)).to(output).view_as(output)).sum() for output in outputs
-            )
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-            return [*(output.detach() for output in outputs), *(x for x in gradients if x is not None)]
+            found: list[Tensor] = []
+            for arguments in (sample, others):
+                outputs = evaluate(*arguments)
+                loss = sum(
+                    (output * torch.linspace(-1, 1, len(output)).to(output).view_as(output)).sum() for output in outputs
+                )
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+                found += [output.detach().clone() for output in outputs]  # the next call overwrites them
+                found += [x.clone() for x in gradients if x is not None]
+            return found
 
         def forward_and_backward() -> None:
             total = sum(output.sum() for output in module(*sample))

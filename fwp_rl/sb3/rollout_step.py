@@ -97,15 +97,19 @@ def rollout_step(policy: MemoryActorCriticPolicy, obs: Any, state: State, episod
 
 
 def check_against_launched(step: CapturedStep, obs: Any, state: State, episode_starts: np.ndarray) -> None:
-    """Two steps, of which the second restarts the other environments and sees nothing, leave the same values and state.
+    """Two steps leave the same values and state.
+
+    In the second every environment sees what another one saw, and the other ones restart.
 
     :raises RuntimeError: they do not.
     """
-    nothing = {key: np.zeros_like(x) for key, x in obs.items()} if isinstance(obs, dict) else np.zeros_like(obs)
+    others = (
+        {key: np.roll(x, 1, axis=0) for key, x in obs.items()} if isinstance(obs, dict) else np.roll(obs, 1, axis=0)
+    )
     found = []
     for run in (step, super(CapturedStep, step).__call__):
         *_, first = run(obs, state, episode_starts)
-        _, values, _, final = run(nothing, first, ~episode_starts)
+        _, values, _, final = run(others, first, ~episode_starts)
         found.append([values, *state_leaves(final)])
     require_equal(*found)
 

@@ -159,16 +159,18 @@ def test_what_can_not_be_captured_is_launched(
 # Red if a graph that computes something else than the policy were trusted.
 @pytest.mark.usefixtures("without_gpu")
 @pytest.mark.parametrize("memory", ["delta", "none"])
-@pytest.mark.parametrize("wrong", ["start", "state", "nothing"])
+@pytest.mark.parametrize("wrong", ["observations", "start", "state", "nothing"])
 def test_a_capture_is_tried_before_it_is_trusted(wrong: str, memory: str, make: Callable) -> None:
     model = make(memory=memory)
     inputs = first_inputs(model)
     step = CapturedStep(model.policy, *inputs)
-    if wrong == "start":
+    if wrong == "observations":
+        step._read = lambda obs, state, starts, read=step._read, first=inputs[0]: read(first, state, starts)
+    elif wrong == "start":
         step._read = lambda obs, state, starts, read=step._read: read(obs, state, np.ones_like(starts))
     elif wrong == "state":
         step._read = lambda obs, state, starts, read=step._read, first=inputs[1]: read(obs, first, starts)
-    if memory == "none" or wrong == "nothing":
+    if wrong == "nothing" or (memory == "none" and wrong in ("start", "state")):
         check_against_launched(step, *inputs)
     else:
         with pytest.raises(RuntimeError, match="replayed, it is off by"):
