@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from agents.comparison.summary import common_scale
 from agents.statistics import estimate, interquartile_mean, probability_of_improvement
-from agents.summary import common_scale
 from agents.table import markdown
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "study"

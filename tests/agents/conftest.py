@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import train
-from agents import summary
-from agents.presentation import present
+from agents.comparison import summary
+from agents.comparison.presentation import present
 from agents.runs import default_directory, read_run
 from agents.statistics import estimate
 

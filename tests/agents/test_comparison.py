@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from agents import comparison, judging
+from agents import comparison
 from agents.command_line import run
-from agents.comparison import _Plan, compare, equal_config
-from agents.comparison_text import _choices, report
+from agents.comparison import _Plan, compare, equal_config, judging
+from agents.comparison.judging import SUCCESS, WAY, ComparedRun, best_rate, learned
+from agents.comparison.text import _choices, as_markdown
 from agents.errors import EnvironmentFaultError, UsageError
-from agents.judging import SUCCESS, WAY, ComparedRun, best_rate, learned
 from agents.model import WINDOW
 from agents.presets import preset_config
 from agents.progress import Progress
@@ -266,7 +266,7 @@ def row(env_id: str, memory: str, seed: int, score: float, scale: str | None = "
 def text_of(rows: list[dict[str, Any]], **changes: Any) -> str:
     memories = list(dict.fromkeys(row["memory"] for row in rows))
     about = {"equal": "state", "equal_time": None, "episodes": 7, "mixed": [], "left_out": {}, "origin": ""}
-    return report({"memories": memories, "rows": rows, **about, **changes})
+    return as_markdown({"memories": memories, "rows": rows, **about, **changes})
 
 
 def test_the_report_says_who_wins_and_how_sure_that_is() -> None:

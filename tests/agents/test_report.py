@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents import report, summary
+from agents.comparison import report, summary
+from agents.comparison.report import player, write_report
 from agents.curves import bands
 from agents.recording import FastWeights, Recording
-from agents.report import player, write_report
 from agents.runs import MetricsFile, RunPaths, write_json
 from agents.statistics import estimate, profile_band
 

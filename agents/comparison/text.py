@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from agents.comparison.summary import ENOUGH_SEEDS, Rows, Summary, TaskLine, mean_over_seeds, outcome, summarize
 from agents.model import WINDOW
 from agents.progress import format_seconds
-from agents.summary import ENOUGH_SEEDS, Rows, Summary, TaskLine, mean_over_seeds, outcome, summarize
 from agents.table import markdown
 
 
-def report(result: Mapping[str, Any]) -> str:
+def as_markdown(result: Mapping[str, Any]) -> str:
     """Tables: one for each task, and over all tasks if they have a common scale; then those of the best rates."""
     memories = result["memories"]
     summary = summarize(result["rows"], memories)

@@ -104,7 +104,7 @@ function startPlayer() {
   choose(0);
 }
 
-/* Unpack what agents/report/player.py has packed. */
+/* Unpack what agents/comparison/report/player.py has packed. */
 async function load(episode) {
   const packed = Uint8Array.from(atob(episode.bytes), letter => letter.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from agents.comparison.judging import ComparedRun
+from agents.comparison.summary import ENOUGH_SEEDS, Summary
 from agents.curves import bands
-from agents.judging import ComparedRun
 from agents.statistics import performance_profile, profile_band
-from agents.summary import ENOUGH_SEEDS, Summary
 
 
 def draw(runs: Sequence[ComparedRun], summary: Summary, memories: Sequence[str], file: Path) -> None:

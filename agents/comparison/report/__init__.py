@@ -23,15 +23,15 @@ import numpy as np
 from markupsafe import Markup
 
 import envs
+from agents.comparison.judging import SUCCESS
+from agents.comparison.report.figures import Axis, band_chart, interval, number, spread
+from agents.comparison.report.player import pack
+from agents.comparison.summary import ENOUGH_SEEDS, Line, Rows, Table, TaskTable, outcome, summarize
 from agents.curves import Band, band, bands
-from agents.judging import SUCCESS
 from agents.progress import format_seconds
 from agents.recording import Recording
-from agents.report.figures import Axis, band_chart, interval, number, spread
-from agents.report.player import pack
 from agents.runs import read_run
 from agents.statistics import performance_profile, profile_band
-from agents.summary import ENOUGH_SEEDS, Line, Rows, Table, TaskTable, outcome, summarize
 from envs.tasks import VECTOR_TASKS
 from fwp_rl.files import replace_file
 

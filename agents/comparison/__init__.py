@@ -15,19 +15,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from agents.comparison_plot import draw
-from agents.comparison_text import report
+from agents.comparison.judging import ComparedRun, Option, best_rate, judge, judge_with_options, with_option
+from agents.comparison.picture import draw
+from agents.comparison.presentation import present
+from agents.comparison.summary import ENOUGH_SEEDS, summarize
+from agents.comparison.text import as_markdown
 from agents.config import TrainConfig
 from agents.episodes import make_env
 from agents.errors import EnvironmentFaultError, RunFileError, UsageError
-from agents.judging import ComparedRun, Option, best_rate, judge, judge_with_options, with_option
-from agents.presentation import present
 from agents.progress import Progress
 from agents.provenance import mixture, origin
 from agents.runs import RunPaths, default_directory, last_step, read_config, read_run, write_json
 from agents.side_by_side import train_side_by_side
 from agents.suites import expand, task_config
-from agents.summary import ENOUGH_SEEDS, summarize
 from agents.training import prepare
 from fwp_rl.matching import matched
 from fwp_rl.memory import MemoryConfig
@@ -157,7 +157,7 @@ def compare(
     descriptions = [read_run(run.directory) for run in compared]
     result |= {"mixed": mixture(descriptions), "origin": origin(descriptions), "left_out": left_out}
     write_json(root / "comparison.json", result)
-    text = report(result)
+    text = as_markdown(result)
     (root / "comparison.md").write_text(text, encoding="utf-8")
     draw(compared, summarize(result["rows"], result["memories"]), result["memories"], root / "comparison.png")
     print(f"\n{text}\nwritten to            {root / 'comparison.md'}, comparison.json and comparison.png")

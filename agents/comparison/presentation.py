@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from agents.comparison.report import write_report
 from agents.episodes import EVALUATION_SEED
 from agents.errors import EnvironmentFaultError
 from agents.evaluation import load_run
 from agents.recording import Recording, record
-from agents.report import write_report
 from agents.runs import default_directory
 from agents.tensorboard import write_events
 
