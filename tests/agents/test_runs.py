@@ -1,16 +1,21 @@
+import contextlib
 import errno
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from agents import runs
 from agents.errors import RunFileError, UsageError
 from agents.runs import (
     FORMAT,
     VERSION,
     MetricsFile,
+    RunPaths,
+    claimed,
     default_directory,
     fresh_run_directory,
     last_step,
@@ -45,6 +50,21 @@ def test_overwrite_leaves_alone_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a run"), fresh_run_directory(tmp_path, overwrite=True):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_that_was_made_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red if of two processes that begin at once the second trains over what the first has finished."""
+
+    @contextlib.contextmanager
+    def late(paths: RunPaths) -> Iterator[RunPaths]:
+        write_json(paths.description, GOOD)
+        with claimed(paths):
+            yield paths
+
+    monkeypatch.setattr(runs, "claimed", late)
+    with pytest.raises(UsageError, match="exists already"), fresh_run_directory(tmp_path, overwrite=False):
+        pass
+    assert RunPaths(tmp_path).description.exists()
 
 
 def test_what_a_killed_process_left_half_written_is_no_run(tmp_path: Path) -> None:
