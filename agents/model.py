@@ -1,7 +1,6 @@
 """From the settings of a run to its environments and its learner."""
 
 import contextlib
-import dataclasses
 from dataclasses import asdict
 
 from stable_baselines3.common.utils import LinearSchedule
@@ -65,10 +64,12 @@ def build_model(config: TrainConfig, venv: VecEnv) -> MemoryPPO:
 
 def ppo_problems(config: TrainConfig) -> list[str]:
     """What MemoryPPO has to say about its settings, where a model can be built at all."""
-    if not 1 <= config.n_envs <= 1000 or config.n_blocks < 1 or any(size < 1 for size in config.net_arch):
+    if not 1 <= config.n_envs <= 1000:
         return []
     try:
-        config = dataclasses.replace(config, device="cpu", workers=0)
+        # With its other settings at their defaults, whose problems are told elsewhere.
+        names = ("env_id", "env_options", "wrappers", "ppo", "n_envs")
+        config = TrainConfig(**{name: getattr(config, name) for name in names}, device="cpu", workers=0)
         with contextlib.closing(make_training_env(config)) as venv:
             build_model(config, venv)
     except (AgentsError, RuntimeError) as error:

@@ -153,6 +153,8 @@ def test_an_existing_run_is_refused_with_the_way_out(tmp_path: Path, call: Any) 
         (["--total-timestep", "3"], "unknown option --total-timestep; did you mean --total-timesteps"),
         (["memory:lstm", "--memory.n-heads", "2"], "memory:lstm has no option --memory.n-heads; it has --memory."),
         (["--seed", "x"], "--seed takes a whole number, got 'x'"),
+        (["--seed", "-1"], "seed=-1 must be at least 0"),
+        (["--encoder-size", "-3"], "encoder_size=-3 must be at least 1"),
         (["--seed"], "Missing value for argument '--seed'"),
         (["--ppo.learning-rate-schedule", "cosine"], "invalid choice 'cosine'"),
         (["--env-options", "view_size"], "environment option 'view_size' must read name=value"),
