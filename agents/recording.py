@@ -287,8 +287,13 @@ def _no_pictures(env: Any) -> _Pictures:
 
 def _action_text(env: Any, action: Any) -> str:
     array = np.asarray(action)
-    if array.ndim == 0 and hasattr(env.unwrapped, "get_pov_render") and int(array) < len(_MINIGRID_ACTIONS):
-        return _MINIGRID_ACTIONS[int(array)]
+    names: Sequence[str] = ()
+    if hasattr(env.unwrapped, "get_pov_render"):
+        names = _MINIGRID_ACTIONS
+    elif hasattr(env.unwrapped, "get_action_meanings"):  # ours, and Atari's
+        names = env.unwrapped.get_action_meanings()
+    if array.ndim == 0 and int(array) < len(names):
+        return names[int(array)]
     if array.dtype.kind == "f":
         return ", ".join(f"{part:+.2f}" for part in array.reshape(-1)[:4])
     return ", ".join(str(part) for part in array.reshape(-1)[:6])

@@ -5,6 +5,7 @@ import numpy as np
 from envs import _drawing as draw
 
 FORWARD, LEFT, RIGHT = range(3)
+ACTION_NAMES = ("forward", "left", "right")
 _WIDTH = 720
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from gymnasium import spaces
 from typing_extensions import override
 
-from envs._maze_picture import FORWARD, LEFT, RIGHT, t_maze_picture
+from envs._maze_picture import ACTION_NAMES, FORWARD, LEFT, RIGHT, t_maze_picture
 from envs.task import Outcome, VectorTask
 
 _PENALTY = 0.01
@@ -44,6 +44,8 @@ class EndlessTMaze(VectorTask):
     one the junction is reached at the same step after both. And with several corridors "order_blind", as of `TMaze`:
     who knows how many cues were left and how many right.
     """
+
+    action_names = ACTION_NAMES
 
     def __init__(self, n_envs: int, *, length: int = 10, n_corridors: int = 3, uniform: bool = False) -> None:
         super().__init__(n_envs)

@@ -45,6 +45,8 @@ class MaskedCartPole(VectorTask):
     (45 steps), since the pole then swings more and more.
     """
 
+    action_names = ("push left", "push right")
+
     def __init__(self, n_envs: int, *, noise: float = 0.0, episode_length: int = 500) -> None:
         super().__init__(n_envs)
         self._sensor = Sensor(n_envs, n_seen=2, noise=noise, episode_length=episode_length)

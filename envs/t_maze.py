@@ -6,7 +6,7 @@ import numpy as np
 from gymnasium import spaces
 from typing_extensions import override
 
-from envs._maze_picture import FORWARD, LEFT, RIGHT, t_maze_picture
+from envs._maze_picture import ACTION_NAMES, FORWARD, LEFT, RIGHT, t_maze_picture
 from envs.task import Outcome, VectorTask
 
 
@@ -44,6 +44,8 @@ class TMaze(VectorTask):
     takes the first left turn when there has been a left cue. Of the 2**j sequences of j cues that leads through one for
     each number of left cues, j + 1, and no policy of the counts through more.
     """
+
+    action_names = ACTION_NAMES
 
     def __init__(self, n_envs: int, *, length: int = 10, n_corridors: int = 1, uniform: bool = False) -> None:
         super().__init__(n_envs)

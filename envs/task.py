@@ -49,6 +49,7 @@ class VectorTask(abc.ABC):
     observation_space: spaces.Space  # of one row
     action_space: spaces.Space  # of one row
     has_success = True  # whether the end of an episode says if it was a success
+    action_names: tuple[str, ...] = ()  # of a Discrete action space whose numbers say little to people
 
     def __init__(self, n_envs: int) -> None:
         if not isinstance(n_envs, int) or n_envs < 1:
@@ -180,6 +181,10 @@ class TaskEnv(gymnasium.Env):
     def anchors(self) -> dict[str, float]:
         """The task's reference returns."""
         return self.task.anchors()
+
+    def get_action_meanings(self) -> list[str]:
+        """What each action is called; empty if numbers say it. (As the Atari environments do.)"""
+        return list(self.task.action_names)
 
 
 class TaskVectorEnv(gymnasium.vector.VectorEnv):

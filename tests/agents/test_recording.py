@@ -40,6 +40,23 @@ def test_all_of_an_episode_is_recorded(run_directory: Path) -> None:
         np.testing.assert_allclose(recording.action_probabilities.sum(1), 1, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("env_id", "options", "names"),
+    [
+        ("fwp/TMaze-v0", {"length": 3}, ("forward", "left", "right")),
+        ("fwp/MiniGrid-TMaze-v0", {}, ("left", "right", "forward")),
+        ("fwp/RepeatPrevious-v0", {}, ("0", "1", "2", "3")),
+    ],
+)
+def test_actions_are_called_by_their_names(env_id: str, options: dict[str, int], names: tuple[str, ...]) -> None:
+    """Catches numbers where people would have to look up what they mean, and the names of another task."""
+    config = TrainConfig(env_id=env_id, env_options=options, memory=memory_config("none"), n_envs=2)
+    policy = build_model(config, make_vec_env(env_id, 2, options=config.env_options)).policy
+    (recording,) = record(policy, config, seeds=[1_000_000], most_steps=5)
+    assert recording.action_names == names
+    assert recording.action_texts == tuple(names[action] for action in recording.actions)
+
+
 @pytest.mark.parametrize("memory", ["delta", "gated_delta", "delta_product"])
 def test_the_fast_weights_are_those_of_the_agent(memory: str) -> None:
     """Catches a memory that is run again on other inputs, from another state, or with its inner writes as steps."""
