@@ -28,7 +28,8 @@ def picture(page_file: pathlib.Path, step: int, scheme: str) -> Image.Image:
         for _ in range(step):
             page.keyboard.press("ArrowRight")
         page.evaluate("document.activeElement.blur()")
-        ends = page.eval_on_selector_all("section", "all => all.map(part => part.getBoundingClientRect().bottom)")
+        bottoms = "all => all.map(part => part.getBoundingClientRect().bottom + scrollY)"
+        ends = page.eval_on_selector_all("section", bottoms)
         whole = Image.open(io.BytesIO(page.screenshot(full_page=True)))
     cut = min((round(end) + MARGIN for end in ends), key=lambda y: abs(y - whole.height / 2))
     columns = Image.new(

@@ -15,6 +15,7 @@ import pytest
 
 from agents.comparison import report, summary
 from agents.comparison.report import player, write_report
+from agents.comparison.report.figures import short
 from agents.curves import bands
 from agents.recording import FastWeights, Recording
 from agents.runs import MetricsFile, RunPaths, write_json
@@ -171,6 +172,12 @@ def test_what_was_left_out_leaves_no_hole(tmp_path: Path) -> None:
     second = page[page.index("<h2>fwp/Copy-v0") : page.index("<h2>Each with its best")]
     assert second.count("<td></td>") == 2  # there is no delta to beat
     assert page.count("<h2>Success against length") == 2
+
+
+def test_results_are_short() -> None:
+    """Catches tables too wide for their page, "-0", and large returns that lose their digits."""
+    shown = [short(value) for value in (0.96743, 0.25, 1.0, -0.0004, -0.6, 12.3456, -1234.5, 0.9996)]
+    assert shown == ["0.967", "0.25", "1", "0", "-0.6", "12.35", "-1234", "1"]
 
 
 def test_runs_that_disagree_are_shown_to_disagree(tmp_path: Path) -> None:

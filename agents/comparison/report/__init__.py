@@ -24,7 +24,7 @@ from markupsafe import Markup
 
 import envs
 from agents.comparison.judging import SUCCESS
-from agents.comparison.report.figures import Axis, band_chart, interval, number, spread
+from agents.comparison.report.figures import Axis, band_chart, interval, number, short, spread
 from agents.comparison.report.player import pack
 from agents.comparison.summary import ENOUGH_SEEDS, Line, Rows, Table, TaskTable, outcome, summarize
 from agents.curves import Band, band, bands
@@ -97,7 +97,7 @@ def _fill(name: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters |= {"number": number, "seconds": format_seconds}
+    pages.filters |= {"number": number, "short": short, "seconds": format_seconds}
     return pages.get_template(name).render(
         style=Markup(style), script=Markup(script), style_hash=_sha256(style), script_hash=_sha256(script), **values
     )

@@ -110,6 +110,13 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
+def short(value: float) -> str:
+    """For tables of results: at most three decimals, or four digits of a large number."""
+    if abs(value) >= 10:
+        return f"{value:.4g}"
+    return f"{round(value, 3) + 0.0:.3f}".rstrip("0").rstrip(".")  # + 0.0: no minus before a zero
+
+
 def _round_values(low: float, high: float, about: int) -> list[float]:
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
