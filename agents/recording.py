@@ -292,7 +292,7 @@ def _action_text(env: Any, action: Any) -> str:
         names = _MINIGRID_ACTIONS
     elif hasattr(env.unwrapped, "get_action_meanings"):  # ours, and Atari's
         names = env.unwrapped.get_action_meanings()
-    if array.ndim == 0 and int(array) < len(names):
+    if array.ndim == 0 and 0 <= int(array) < len(names):
         return names[int(array)]
     if array.dtype.kind == "f":
         return ", ".join(f"{part:+.2f}" for part in array.reshape(-1)[:4])

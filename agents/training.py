@@ -208,8 +208,8 @@ class _Run:
             with contextlib.suppress(OSError):  # else it still says "running", which can be resumed as well
                 write_json(self.paths.description, ended("failed"))
             raise RunFileError(
-                f"could not save the model ({error.strerror or error}); the last checkpoint is intact, and once there "
-                f"is room, {self._go_on} trains from there"
+                f"could not save the model ({error.strerror or error}); once there is room, {self._go_on} goes on from "
+                f"step {self.checkpoint_step:,}"
             ) from error
         if status == "finished":
             self.paths.checkpoint.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 from agents.comparison.judging import ComparedRun, Option, best_rate, judge, judge_with_options, with_option
 from agents.comparison.picture import draw
 from agents.comparison.presentation import present
-from agents.comparison.summary import ENOUGH_SEEDS, summarize
+from agents.comparison.summary import ENOUGH_SEEDS, summaries
 from agents.comparison.text import as_markdown
 from agents.config import TrainConfig
 from agents.episodes import make_env
@@ -151,17 +151,20 @@ def compare(
         raise RunFileError("\n".join(["no run can be compared", *_lines(left_out)]))
     if tested:
         able = [run for run in best if run.name in rows]
-        played = _judged(able, lambda run: judge_with_options(run, tested[run.task], episodes), left_out)
+        unplayed: dict[str, str] = {}
+        played = _judged(able, lambda run: judge_with_options(run, tested[run.task], episodes), unplayed)
+        left_out |= {f"{name}, played with other options": reason for name, reason in unplayed.items()}
         result["tests"] = [row for of_run in played.values() for row in of_run]
     compared = [run for run in runs if run.name in rows]
     descriptions = [read_run(run.directory) for run in compared]
     result |= {"mixed": mixture(descriptions), "origin": origin(descriptions), "left_out": left_out}
     write_json(root / "comparison.json", result)
-    text = as_markdown(result)
+    found = summaries(result)
+    text = as_markdown(result, *found)
     (root / "comparison.md").write_text(text, encoding="utf-8")
-    draw(compared, summarize(result["rows"], result["memories"]), result["memories"], root / "comparison.png")
+    draw(compared, found[0], result["memories"], root / "comparison.png")
     print(f"\n{text}\nwritten to            {root / 'comparison.md'}, comparison.json and comparison.png")
-    print(f"to look at            {present(root, result)}")
+    print(f"to look at            {present(root, result, *found)}")
     print(f"learning curves       python -m agents tensorboard {shlex.quote(str(root))}")
     _tell(left_out)
 

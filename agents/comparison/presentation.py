@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.comparison.report import write_report
+from agents.comparison.summary import Summary
 from agents.episodes import EVALUATION_SEED
 from agents.errors import EnvironmentFaultError
 from agents.evaluation import load_run
@@ -13,7 +14,7 @@ from agents.runs import default_directory
 from agents.tensorboard import write_events
 
 
-def present(root: Path, result: Mapping[str, Any]) -> Path:
+def present(root: Path, result: Mapping[str, Any], summary: Summary, best: Summary | None) -> Path:
     """Write all of it into `root`, where the runs are, and return the report.
 
     :param result: What comparison.json holds.
@@ -22,7 +23,7 @@ def present(root: Path, result: Mapping[str, Any]) -> Path:
     directories = [default_directory(root, row["env_id"], row["memory"], row["seed"]) for row in rows]
     episodes = _episodes(rows, directories)
     write_events(root, rows, directories, episodes)
-    return write_report(root, result, directories, episodes)
+    return write_report(root, result, summary, best, directories, episodes)
 
 
 def _episodes(rows: Sequence[Mapping[str, Any]], directories: Sequence[Path]) -> dict[str, Recording]:

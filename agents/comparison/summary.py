@@ -78,6 +78,17 @@ def summarize(rows: Rows, memories: Sequence[str]) -> Summary:
     )
 
 
+def summaries(result: Mapping[str, Any]) -> tuple[Summary, Summary | None]:
+    """Of the runs with the preset's learning rate, and of those with the best, if that was sought.
+
+    :param result: What comparison.json holds.
+    """
+    best_rows = result.get("best_rows")
+    return summarize(result["rows"], result["memories"]), (
+        summarize(best_rows, result["memories"]) if best_rows else None
+    )
+
+
 def common_scale(rows: Rows, memories: Sequence[str]) -> dict[str, np.ndarray] | None:
     """Scores `[tasks, seeds]` of each memory; None if a task has no scale, or a seed is missing."""
     env_ids = dict.fromkeys(row["env_id"] for row in rows)

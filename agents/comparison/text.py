@@ -5,16 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from agents.comparison.summary import ENOUGH_SEEDS, Rows, Summary, TaskLine, mean_over_seeds, outcome, summarize
+from agents.comparison.summary import ENOUGH_SEEDS, Rows, Summary, TaskLine, mean_over_seeds, outcome
 from agents.model import WINDOW
 from agents.progress import format_seconds
 from agents.table import markdown
 
 
-def as_markdown(result: Mapping[str, Any]) -> str:
-    """Tables: one for each task, and over all tasks if they have a common scale; then those of the best rates."""
+def as_markdown(result: Mapping[str, Any], summary: Summary, best: Summary | None) -> str:
+    """Tables: one for each task, and over all tasks if they have a common scale; then those of the best rates.
+
+    :param result: What comparison.json holds.
+    """
     memories = result["memories"]
-    summary = summarize(result["rows"], memories)
     lines = ["# Comparison\n"]
     if summary.n_seeds < ENOUGH_SEEDS:
         s = "s" * (summary.n_seeds != 1)
@@ -29,9 +31,9 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         "or an evaluation, scored 0.9.\n"
     )
     lines += _tables(summary, memories)
-    if result.get("best_rows"):
+    if best is not None:
         lines += ["# Each with its best learning rate\n", _choices(result["trials"], result["best_rows"])]
-        lines += _tables(summarize(result["best_rows"], memories), memories)
+        lines += _tables(best, memories)
     lines += _test_tables(result.get("tests", []))  # played by the agents with the best rates, where those were sought
     lines.append("![learning curves](comparison.png)\n")
     if result["origin"]:

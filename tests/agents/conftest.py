@@ -40,5 +40,6 @@ def presented(run_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(summary, "estimate", functools.partial(estimate, resamples=50))
         about = {"equal": "parameters", "equal_time": None, "mixed": [], "left_out": {}, "episodes": 7}
-        present(root, {"memories": ["delta", "lstm", "none"], "rows": rows} | about)
+        result = {"memories": ["delta", "lstm", "none"], "rows": rows} | about
+        present(root, result, *summary.summaries(result))
     return root

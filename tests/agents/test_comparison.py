@@ -15,6 +15,7 @@ from agents import comparison
 from agents.command_line import run
 from agents.comparison import _Plan, compare, equal_config, judging
 from agents.comparison.judging import SUCCESS, WAY, ComparedRun, best_rate, learned
+from agents.comparison.summary import summaries
 from agents.comparison.text import _choices, as_markdown
 from agents.errors import EnvironmentFaultError, UsageError
 from agents.model import WINDOW
@@ -142,6 +143,23 @@ def test_what_fails_on_the_way_leaves_the_rest_to_be_compared(
     assert "error: left out: fwp/TMaze-v0 none seed 0: " in capsys.readouterr().err
 
 
+def test_a_task_that_breaks_with_another_option_costs_only_that_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches hours of training that end in a fault of the last test, and a run that is shown as left out."""
+
+    def judge_with_options(run: ComparedRun, *_: Any) -> Any:
+        raise EnvironmentFaultError("it is broken")
+
+    monkeypatch.setattr(comparison, "train_side_by_side", train_here)
+    monkeypatch.setattr(comparison, "judge_with_options", judge_with_options)
+    settings = SETTINGS | {"root": tmp_path, "total_timesteps": 64, "tests": [("length", 3)]}
+    assert run(lambda: compare(["fwp/TMaze-v0"], ["none"], **settings)) == 4
+    result = json.loads((tmp_path / "comparison.json").read_text())
+    assert len(result["rows"]) == 1
+    assert result["left_out"] == {"fwp/TMaze-v0 none seed 0, played with other options": "it is broken"}
+
+
 def test_a_run_that_was_trained_on_another_device_is_that_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a scheduler whose runs nobody can compare."""
     settings = SETTINGS | {"root": tmp_path, "total_timesteps": 64}
@@ -266,7 +284,8 @@ def row(env_id: str, memory: str, seed: int, score: float, scale: str | None = "
 def text_of(rows: list[dict[str, Any]], **changes: Any) -> str:
     memories = list(dict.fromkeys(row["memory"] for row in rows))
     about = {"equal": "state", "equal_time": None, "episodes": 7, "mixed": [], "left_out": {}, "origin": ""}
-    return as_markdown({"memories": memories, "rows": rows, **about, **changes})
+    result = {"memories": memories, "rows": rows, **about, **changes}
+    return as_markdown(result, *summaries(result))
 
 
 def test_the_report_says_who_wins_and_how_sure_that_is() -> None:

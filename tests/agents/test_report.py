@@ -76,7 +76,7 @@ def page_of(
     about = {"equal": "parameters", "equal_time": None, "mixed": [], "left_out": {}, "episodes": 7}
     memories = list(dict.fromkeys(row["memory"] for row in rows))
     result = {"memories": memories, "rows": rows} | about | dict(changes)
-    return write_report(root, result, directories, episodes).read_text()
+    return write_report(root, result, *summary.summaries(result), directories, episodes).read_text()
 
 
 def a_recording(n_steps: int = 6, n_heads: int = 3, keys: int = 4, values: int = 5) -> Recording:
@@ -288,8 +288,8 @@ LOOK = """() => {
 
 @pytest.mark.skipif(BROWSER is None, reason="needs a browser: apt-get install chromium")
 def test_the_page_works_in_a_browser_without_a_network(presented: Path) -> None:
-    """Catches a script that does not run or is refused, a panel that does not follow the slider, and a page that asks
-    for anything from outside."""
+    """Catches a script that does not run or is refused, a panel that does not follow the slider, a page that asks for
+    anything from outside, and one that is wider than a telephone."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra 'browser': pip install playwright")
     page_file = presented / "report.html"
     faults: list[str] = []
@@ -329,4 +329,7 @@ def test_the_page_works_in_a_browser_without_a_network(presented: Path) -> None:
         ]
         page.hover(".chart")
         assert "steps" in page.inner_text(".readout")
+
+        page.set_viewport_size({"width": 400, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") == 400
     assert faults == []

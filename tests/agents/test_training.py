@@ -12,7 +12,7 @@ from agents import run_callback, training
 from agents.config import PPOConfig, TrainConfig
 from agents.errors import InterruptedRunError
 from agents.interrupts import Interrupts
-from agents.model import build_model, make_training_env
+from agents.model import WINDOW, build_model, make_training_env
 from agents.presets import preset_config
 from agents.runs import RunPaths, read_metrics, read_run
 from agents.training import train
@@ -52,7 +52,8 @@ def test_the_learner_sees_normalized_rewards_where_the_config_says_so() -> None:
 
 
 def test_every_setting_of_ppo_reaches_the_learner() -> None:
-    """Catches settings that do nothing, and a fused optimizer that was lost on the way."""
+    """Catches settings that do nothing, a fused optimizer that was lost on the way, and means over fewer episodes than a
+    comparison waits for before it calls a task learned."""
     numbers: dict[str, Any] = {
         **{"n_steps": 32, "sequence_length": 16, "batch_size": 64, "n_epochs": 3, "target_kl": 0.1},
         **{"gamma": 0.9, "gae_lambda": 0.8, "vf_coef": 0.3, "max_grad_norm": 0.7, "ent_coef": 0.01},
@@ -71,6 +72,7 @@ def test_every_setting_of_ppo_reaches_the_learner() -> None:
         assert {name: getattr(model, name) for name in numbers} == numbers
         assert (model.lr_schedule(0.5), model.clip_range(0.5)) == (5e-4, 0.05)  # type: ignore[operator]  # a schedule
         assert model.rollout_buffer.advantage_floor == 0.1
+        assert model._stats_window_size == WINDOW
         (group,) = model.policy.optimizer.param_groups
         assert (group["eps"], group["fused"]) == (1e-4, True)
         assert (model.policy.log_std == -1.5).all()

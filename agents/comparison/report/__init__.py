@@ -1,6 +1,6 @@
 """report.html: a finished comparison in one file, which needs no network and can go with a mail.
 
-    write_report(root, result, directories)
+    write_report(root, result, *summaries(result), directories, episodes)
 
 What is shown is read from the comparison and from the run.json and metrics.jsonl of its runs; the page is `page.html`
 with `page.css` and `page.js`, filled by Jinja, which escapes whatever comes from there. The browser is told (by a
@@ -26,7 +26,7 @@ import envs
 from agents.comparison.judging import SUCCESS
 from agents.comparison.report.figures import Axis, band_chart, interval, number, short, spread
 from agents.comparison.report.player import pack
-from agents.comparison.summary import ENOUGH_SEEDS, Line, Rows, Table, TaskTable, outcome, summarize
+from agents.comparison.summary import ENOUGH_SEEDS, Line, Rows, Summary, Table, TaskTable, outcome
 from agents.curves import Band, band, bands
 from agents.progress import format_seconds
 from agents.recording import Recording
@@ -42,7 +42,12 @@ _METRICS = (("rollout/ep_rew_mean", "return in training"), ("rollout/success_rat
 
 
 def write_report(
-    root: Path, result: Mapping[str, Any], directories: Sequence[Path], episodes: Mapping[str, Recording]
+    root: Path,
+    result: Mapping[str, Any],
+    summary: Summary,
+    best: Summary | None,
+    directories: Sequence[Path],
+    episodes: Mapping[str, Recording],
 ) -> Path:
     """Write `root`/report.html.
 
@@ -53,11 +58,9 @@ def write_report(
     runs = [
         {**row, "directory": path, "run": read_run(path)} for row, path in zip(result["rows"], directories, strict=True)
     ]
-    memories = result["memories"]
-    summary, colors = summarize(result["rows"], memories), _colors(memories)
+    colors = _colors(result["memories"])
     of_task = {task.title: [run for run in runs if run["env_id"] == task.title] for task in summary.tasks}
     tasks = [_task(task) | _curves(of_task[task.title], colors) for task in summary.tasks]
-    best = summarize(result["best_rows"], memories).tasks if result.get("best_rows") else ()
     page = _fill(
         "page.html",
         result=result,
@@ -66,7 +69,7 @@ def write_report(
         enough_seeds=ENOUGH_SEEDS,
         tasks=tasks,
         together=_together(summary.together, colors) if summary.together and len(tasks) > 1 else None,
-        best=[_task(task) for task in best],
+        best=[_task(task) for task in best.tasks] if best else [],
         lengths=_lengths(runs, colors) + _tests(result.get("tests", []), runs, colors),
         runs=runs,
         settings=_settings(runs),
