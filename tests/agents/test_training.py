@@ -52,8 +52,8 @@ def test_the_learner_sees_normalized_rewards_where_the_config_says_so() -> None:
 
 
 def test_every_setting_of_ppo_reaches_the_learner() -> None:
-    """Catches settings that do nothing, a fused optimizer that was lost on the way, and means over fewer episodes than a
-    comparison waits for before it calls a task learned."""
+    """Catches settings that do nothing, a fused optimizer that was lost on the way, and means over fewer episodes than
+    a comparison waits for before it calls a task learned."""
     numbers: dict[str, Any] = {
         **{"n_steps": 32, "sequence_length": 16, "batch_size": 64, "n_epochs": 3, "target_kl": 0.1},
         **{"gamma": 0.9, "gae_lambda": 0.8, "vf_coef": 0.3, "max_grad_norm": 0.7, "ent_coef": 0.01},
