@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from fwp_rl.ops._delay import scan_in_moving_frame
+
 
 def scan(
     q: Float[Tensor, "T B H K"],
@@ -20,8 +22,13 @@ def scan(
     episode_starts: Bool[Tensor, "T B"],
     rule: str,
     scale: float,
+    delay_heads: int = 0,
+    n_inner: int = 1,
 ) -> tuple[Float[Tensor, "T B H V"], Float[Tensor, "B H K V"]]:
     """Chunks one after the other, each with four matrix products and one triangular solve."""
+    if delay_heads:
+        arguments = (q, k, v, beta, log_decay, state, episode_starts, rule, scale, delay_heads, n_inner)
+        return scan_in_moving_frame(scan, *arguments)
     chunk_length = 16 if q.shape[-1] <= 16 else 32
     q, k, v = (x.permute(1, 2, 0, 3) for x in (scale * q, k, v))  # [B, H, T, K or V]
     beta = beta.permute(1, 2, 0)[..., None]  # [B, H, T, 1]

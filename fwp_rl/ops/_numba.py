@@ -23,6 +23,7 @@ from torch.nn import functional
 
 import numba  # isort: skip
 from numba import njit, prange  # isort: skip
+from fwp_rl.ops._delay import scan_in_moving_frame  # isort: skip
 from fwp_rl.ops._jit import CALLED, KERNEL  # isort: skip
 
 from fwp_rl.ops._simd import (  # isort: skip
@@ -382,8 +383,13 @@ def scan(
     episode_starts: Bool[Tensor, "T B"],
     rule: str,
     scale: float,
+    delay_heads: int = 0,
+    n_inner: int = 1,
 ) -> tuple[Float[Tensor, "T B H V"], Float[Tensor, "B H K V"]]:
     """Pads K and V to whole tiles, and saves for a backward only if there will be one."""
+    if delay_heads:
+        arguments = (q, k, v, beta, log_decay, state, episode_starts, rule, scale, delay_heads, n_inner)
+        return scan_in_moving_frame(scan, *arguments)
     K, V = state.shape[-2:]
     key_padding, value_padding = -K % 16, -V % 16
     if key_padding or value_padding:

@@ -15,12 +15,18 @@ def scan(
     episode_starts: Bool[Tensor, "T B"],
     rule: str,
     scale: float,
+    delay_heads: int = 0,
+    n_inner: int = 1,
 ) -> tuple[Float[Tensor, "T B H V"], Float[Tensor, "B H K V"]]:
     """Any dtype, any number of derivatives; the formula is in `fast_weight_scan`."""
     outputs = []
     for t in range(q.shape[0]):
         # A fill, not a product: a start also clears what is not a number.
         state = state.masked_fill(episode_starts[t, :, None, None, None], 0.0)
+        if delay_heads and t % n_inner == 0:
+            moving, still = state[:, :delay_heads], state[:, delay_heads:]
+            moving = torch.cat([-moving[:, :, -1:], moving[:, :, :-1]], dim=2)
+            state = torch.cat([moving, still], dim=1)
         if log_decay is not None:
             decay = log_decay[t].exp()[..., None]
             state = (decay if log_decay.ndim == 4 else decay[..., None]) * state

@@ -1,8 +1,10 @@
 """The fast weight scan: the one door to every first-order fast-weight memory.
 
-    S'_t = exp(log_decay_t) S_{t-1}, or 0 at a start    a decay for each head, or diag(...) for each key channel
+    S'_t = exp(log_decay_t) P S_{t-1}, or 0 at a start  a decay for each head, or diag(...) for each key channel
     S_t  = S'_t + beta_t k_t (v_t - S'_t^T k_t)^T
     y_t  = scale S_t^T q_t                              read after write
+
+P is 1, but for delay heads: there it moves all rows down by one, and the last one, with its sign turned, to the top.
 
 Backends: "reference" (`_reference`, the definition), "chunked" (`_chunked`, pure torch, parallel within chunks, any
 device), "numba" (`_numba`, fused loops with a hand-derived backward, CPU) and "triton" (`_triton`, one kernel forward
@@ -43,6 +45,8 @@ def fast_weight_scan(
     log_decay: Float[Tensor, "T B H"] | Float[Tensor, "T B H K"] | None = None,
     rule: Rule = "delta",
     scale: float = 1.0,
+    delay_heads: int = 0,
+    n_inner: int = 1,
     backend: Backend = "auto",
 ) -> tuple[Float[Tensor, "T B H V"], Float[Tensor, "B H K V"]]:
     """Write v under the key k with strength beta, then read with q, at every step; returns outputs and final state.
@@ -52,6 +56,11 @@ def fast_weight_scan(
     et al. 2025), `[T, B, H, K]` each row of S, which is what lies under one channel of the keys, at its own rate (Kimi
     Linear, 2025); the latter not in "triton".
 
+    The fast weights of the first `delay_heads` heads move down one row before every step (before every `n_inner`-th,
+    where several steps belong to one input): what was written under row i is then found under row i + 1, so that a
+    head which always writes under row 0 holds in row i what was written i steps ago. Row K - 1 comes back to row 0 with
+    its sign turned: the move keeps all norms.
+
     Where `episode_starts[t, b]` is true, row b restarts from zeros *before* step t; exactly zero gradient crosses the
     start, and a state that is not a number is forgotten too.
 
@@ -59,21 +68,22 @@ def fast_weight_scan(
     are widened.
     """
     _check(q, k, v, beta, state, episode_starts, log_decay, rule)
+    _check_delay(delay_heads, n_inner, q)
     dtype, device = state.dtype, state.device
     if q.shape[0] == 0:
         return v.new_empty(v.shape, dtype=dtype), state
     gated, channel_decay = log_decay is not None, log_decay is not None and log_decay.ndim == 4
-    name = _resolve(backend, device, rule, gated, q.shape[-1], v.shape[-1], dtype, scale, channel_decay)
+    name = _resolve(backend, device, rule, gated, q.shape[-1], v.shape[-1], dtype, scale, channel_decay, delay_heads > 0)
     if name != "triton" and not q.dtype == k.dtype == v.dtype == beta.dtype == dtype:
         q, k, v, beta = (x.to(dtype) for x in (q, k, v, beta))
     if name != "triton" and log_decay is not None:
         log_decay = log_decay.to(dtype)
-    scan = _SCANS[name]
+    arguments = (q, k, v, beta, log_decay, state, episode_starts, rule, scale, delay_heads, n_inner)
     if torch.is_autocast_enabled(device.type):
         # Rounding to bfloat16 at every step would add up over the sequence.
         with torch.autocast(device.type, enabled=False):
-            return scan(q, k, v, beta, log_decay, state, episode_starts, rule, scale)
-    return scan(q, k, v, beta, log_decay, state, episode_starts, rule, scale)
+            return _SCANS[name](*arguments)
+    return _SCANS[name](*arguments)
 
 
 def resolve_backend(backend: str, device: torch.device) -> str:
@@ -109,13 +119,14 @@ def _resolve(
     dtype: torch.dtype,
     scale: float,
     channel_decay: bool = False,
+    delayed: bool = False,
 ) -> str:
     """The backend for these arguments: the kernels do not take all of them, and each is tried before it is trusted."""
     name = resolve_backend(backend, device)
     if name == "triton":
         problem: str | None = "its kernels have one decay for each head, log_decay has one for each key channel"
         if not channel_decay:
-            problem = _kernel_problem(device, rule, gated, key_size, value_size, dtype, scale)
+            problem = _kernel_problem(device, rule, gated, key_size, value_size, dtype, scale, delayed)
         if problem is not None:
             if backend == "triton" or os.environ.get("FWP_RL_BACKEND") == "triton":
                 raise RuntimeError(f"backend='triton' cannot run: {problem}; use backend='auto'")
@@ -171,18 +182,32 @@ def _triton_problem(device: torch.device) -> str | None:
 
 @functools.cache
 def _kernel_problem(
-    device: torch.device, rule: str, gated: bool, key_size: int, value_size: int, dtype: torch.dtype, scale: float
+    device: torch.device,
+    rule: str,
+    gated: bool,
+    key_size: int,
+    value_size: int,
+    dtype: torch.dtype,
+    scale: float,
+    delayed: bool,
 ) -> str | None:
     """Why these kernels cannot run here, among which that they compute something else than the reference."""
     kernels = importlib.import_module(_MODULES["triton"])
     problem: str | None = kernels.unsupported(key_size, value_size, dtype, device)
     if problem is None and device.type != "cpu":
         try:
-            kernels.check_against_reference(device, rule, gated, key_size, value_size, scale)
+            kernels.check_against_reference(device, rule, gated, key_size, value_size, scale, delayed)
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
             warnings.warn(f"fast weights run several times slower, as torch operations: {problem}", stacklevel=4)
     return problem
+
+
+def _check_delay(delay_heads: int, n_inner: int, q: Tensor) -> None:
+    if not 0 <= delay_heads <= q.shape[2]:
+        raise ValueError(f"delay_heads must lie between 0 and the {q.shape[2]} heads of q, got {delay_heads}")
+    if n_inner < 1 or q.shape[0] % n_inner:
+        raise ValueError(f"n_inner must be at least 1 and divide the {q.shape[0]} steps of q, got {n_inner}")
 
 
 def _check(
