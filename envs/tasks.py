@@ -89,9 +89,9 @@ _RECORDS = (
     ),
     Task(
         id="fwp/Copy-v0",
-        description="see a sequence of symbols, then name them in the same order",
+        description="see a sequence of symbols, then name them in the same order, or backwards",
         isolates="ordered recall of a whole sequence",
-        options={"length": 4, "n_symbols": 4},
+        options={"length": 4, "n_symbols": 4, "reverse": False},
     ),
     Task(
         id="fwp/MaskedCartPole-v0",

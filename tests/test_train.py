@@ -132,6 +132,14 @@ def test_schedules_inputs_and_saving_on_the_way(tmp_path: Path) -> None:
     assert set(policy.observation_space.spaces) == {"observation", "previous_action", "previous_reward"}  # type: ignore[attr-defined]  # a Dict
 
 
+def test_words_for_true_and_false_reach_the_task(tmp_path: Path, call: Any) -> None:
+    """Red if a switch of a task comes from the command line as text, which is true whatever it says."""
+    copy = [*TINY, "--env-id", "fwp/Copy-v0", "--overwrite", "--run-dir", tmp_path / "run", "--env-options"]
+    for text, value in (("True", True), ("false", False)):
+        assert call(*copy, f"reverse={text}", "length=3")[0] == 0
+        assert read_run(tmp_path / "run")["config"]["env_options"] == {"reverse": value, "length": 3}
+
+
 def test_an_existing_run_is_refused_with_the_way_out(tmp_path: Path, call: Any) -> None:
     assert call(*TINY, "--run-dir", tmp_path / "run")[0] == 0
     before = (tmp_path / "run" / "model.zip").read_bytes()
@@ -159,6 +167,7 @@ def test_an_existing_run_is_refused_with_the_way_out(tmp_path: Path, call: Any) 
         (["--ppo.learning-rate-schedule", "cosine"], "invalid choice 'cosine'"),
         (["--env-options", "view_size"], "environment option 'view_size' must read name=value"),
         (["--env-options", "lenght=3"], "length"),
+        (["--env-id", "fwp/Copy-v0", "--env-options", "reverse=yes"], "reverse must be True or False, got 'yes'"),
         (["--wrappers", "flickr"], "unknown wrapper 'flickr'; did you mean flicker?; there are "),
         (["--wrappers", "flicker:p=0.5"], "wrapper 'flicker' has no option 'p'"),
         (["--ppo.sequence-length", "48"], "sequence_length=48 does not divide n_steps=32; try 32"),

@@ -28,6 +28,24 @@ def test_no_policy_of_the_counts_gets_further_through_the_corridors():
     assert endless == pytest.approx(best - 0.01 * (1 - (n + 1) / 2**n))
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_who_counts_gains_nothing_by_knowing_the_turn_in_a_copy(reverse):
+    """Red if some turn of either direction can be answered better from the counts than by the most frequent symbol."""
+    length, n = 5, 3
+    sequences = np.array(list(itertools.product(range(n), repeat=length)))
+    task = Copy(len(sequences), length=length, n_symbols=n, reverse=reverse)
+    task.reset(0)
+    task._shown[:, :length] = sequences
+    _, group = np.unique((sequences[:, :, None] == np.arange(n)).sum(1), axis=0, return_inverse=True)
+    best = 0
+    for index in range(2 * length):
+        due = task.oracle_actions()
+        if index >= length:
+            best += sum(np.bincount(due[group.ravel() == counts]).max() for counts in range(group.max() + 1))
+        task.advance(due)
+    assert task.anchors()["order_blind"] == pytest.approx(best / (length * len(sequences)))
+
+
 def test_who_counts_names_the_most_frequent_symbol():
     """Red if the share is not that of the symbols that the count may hold when a symbol is asked for."""
 
@@ -36,5 +54,6 @@ def test_who_counts_names_the_most_frequent_symbol():
         return np.mean([np.bincount(draw).max() / length for draw in draws])
 
     assert Copy(1, length=5, n_symbols=3).anchors()["order_blind"] == pytest.approx(share(5, 3))
+    assert Copy(1, length=6, n_symbols=3, reverse=True).anchors()["order_blind"] == pytest.approx(share(6, 3))
     task = RepeatPrevious(1, k=2, n_symbols=3, episode_length=7)
     assert task.anchors()["order_blind"] == pytest.approx(np.mean([share(seen, 3) for seen in (2, 3, 4, 5, 6)]))

@@ -56,6 +56,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(env_id, message):
         ("fwp/TMaze-v0", {"lenght": 3}, "fwp/TMaze-v0 has no option 'lenght'; did you mean length"),
         ("fwp/TMaze-v0", {"length": 0}, "length must be a positive whole number, got 0"),
         ("fwp/RepeatPrevious-v0", {"k": 40}, "episode_length=32 must exceed k=40"),
+        ("fwp/Copy-v0", {"reverse": "yes"}, "reverse must be True or False, got 'yes'"),
         ("fwp/MiniGrid-TMaze-v0", {"length": 2}, "length must be at least view_size = 3, got 2"),
         ("fwp/MiniGrid-TMaze-v0", {"view_size": 9}, "length must be at least view_size = 9, got 7"),
         ("MiniGrid-MemoryS9-v0", {"view_sise": 3}, "has no option 'view_sise'; did you mean view_size"),

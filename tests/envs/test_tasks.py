@@ -42,6 +42,7 @@ TASKS = {
     "more frequent": lambda n_envs: Tally(n_envs, n_symbols=4, episode_length=7, question="more_frequent"),
     "more frequent of two": lambda n_envs: Tally(n_envs, n_symbols=2, episode_length=6, question="more_frequent"),
     "copy": lambda n_envs: Copy(n_envs, length=5, n_symbols=3),
+    "copy, backwards": lambda n_envs: Copy(n_envs, length=6, n_symbols=3, reverse=True),
     "cart and pole": lambda n_envs: MaskedCartPole(n_envs, episode_length=90),
     "cart and pole with noise": lambda n_envs: MaskedCartPole(n_envs, noise=0.2, episode_length=70),
     "pendulum with noise": lambda n_envs: MaskedPendulum(n_envs, noise=0.1, episode_length=120),
