@@ -33,9 +33,7 @@ _MATCH_PPO = PPOConfig(
     vf_coef=1.0,
 )
 # An answer is rewarded at once: what comes later is noise to it.
-_ANSWER_PPO = dataclasses.replace(
-    _MINIGRID_PPO, learning_rate=1e-3, n_steps=64, gamma=0.5, gae_lambda=0.5, ent_coef=0.001
-)
+_ANSWER_PPO = dataclasses.replace(_MINIGRID_PPO, learning_rate=1e-3, gamma=0.5, gae_lambda=0.5, ent_coef=0.001)
 _CONTROL_PPO = PPOConfig(learning_rate=1e-3, n_steps=128, n_epochs=10, gamma=0.99, gae_lambda=0.95)
 
 
@@ -109,13 +107,17 @@ class Preset:
         return f"{self.summary} Memory also reads: {' and '.join(inputs) if inputs else 'nothing else'}."
 
 
-def _answers(summary: str, env_id: str, **options: OptionValue) -> Preset:
-    """One of the tiny vectorised tasks in which every right answer is rewarded at once."""
+def _answers(summary: str, env_id: str, *, n_steps: int = 64, n_envs: int = 32, **options: OptionValue) -> Preset:
+    """One of the tiny vectorised tasks in which every right answer is rewarded at once.
+
+    `n_steps` is a multiple of the length of an episode: whole episodes fill a rollout, so that gradient reaches back
+    from every answer to what it is about.
+    """
     config = TrainConfig(
         env_id=env_id,
         env_options=options,
-        ppo=_ANSWER_PPO,
-        n_envs=32,
+        ppo=dataclasses.replace(_ANSWER_PPO, n_steps=n_steps),
+        n_envs=n_envs,
         total_timesteps=1_000_000,
         eval_every=50_000,
         stop_at_return=0.95,  # of 1
@@ -237,6 +239,13 @@ _PRESETS = {
         config=dataclasses.replace(_ENDLESS_T_MAZE, env_options={"n_corridors": 10}),
     ),
     "fwp/RepeatPrevious-v0": _answers("Say what was shown a few steps ago.", "fwp/RepeatPrevious-v0"),
+    # Seven steps of eight are asked, as with k=4. Fewer environments for longer rollouts, or updates would be rare.
+    "repeat-previous-16": _answers(
+        "The same with 16 steps.", "fwp/RepeatPrevious-v0", n_steps=128, n_envs=16, k=16, episode_length=128
+    ),
+    "repeat-previous-31": _answers(
+        "The same with 31 steps.", "fwp/RepeatPrevious-v0", n_steps=248, n_envs=16, k=31, episode_length=248
+    ),
     "fwp/KeyValueRecall-v0": _answers("Say what was written last under a key.", "fwp/KeyValueRecall-v0"),
     "key-value-8": _answers(
         "The same with twice as many keys.", "fwp/KeyValueRecall-v0", n_keys=8, n_writes=24, n_queries=8
@@ -249,6 +258,7 @@ _PRESETS = {
     "s3": _answers("Follow the order of three things that change places.", "fwp/GroupTracking-v0", group="S3"),
     "fwp/Tally-v0": _answers("Say how often a symbol was seen.", "fwp/Tally-v0"),
     "fwp/Copy-v0": _answers("Say a short sequence again.", "fwp/Copy-v0"),
+    "copy-reverse": _answers("Say a sequence of twelve backwards.", "fwp/Copy-v0", n_steps=72, length=12, reverse=True),
     "fwp/MaskedCartPole-v0": Preset(
         summary="Balance a pole without seeing any velocity; many at once.",
         config=dataclasses.replace(_CART_POLE, env_id="fwp/MaskedCartPole-v0"),

@@ -20,6 +20,13 @@ _SUITES = {
     "retention": ("fwp/TMaze-v0", "fwp/MiniGrid-TMaze-v0", "fwp/RepeatPrevious-v0", "fwp/Copy-v0"),
     "rewriting": ("fwp/EndlessTMaze-v0", "endless-t-maze-10", "fwp/KeyValueRecall-v0"),
     "capacity": ("fwp/KeyValueRecall-v0", "key-value-8", "key-value-16"),
+    "order": (
+        "fwp/RepeatPrevious-v0",
+        "repeat-previous-16",
+        "repeat-previous-31",
+        "fwp/Copy-v0",
+        "copy-reverse",
+    ),
     "tracking": ("parity", "fwp/GroupTracking-v0", "s3", "fwp/Tally-v0"),
     "control": ("CartPoleNoVel-v1", "PendulumNoVel-v1", "fwp/MaskedCartPole-v0", "fwp/MaskedPendulum-v0"),
     "minigrid": ("fwp/MiniGrid-TMaze-v0", "MiniGrid-MemoryS9-v0", "MiniGrid-MemoryS11-v0"),

@@ -1,7 +1,9 @@
 import pytest
 
+import envs
 from agents.errors import UsageError
 from agents.presets import preset_config, preset_for, preset_named, presets
+from agents.suites import suites, task_config
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,25 @@ def test_options_of_one_task_do_not_leak_into_another() -> None:
     assert preset_config("popgym-AutoencodeEasy-v0", None).env_options == {"antialias": True}
     assert preset_config("ALE/Breakout-v5", None).wrappers == ("frame_stack:size=4",)
     assert preset_config("CartPole-v1", "atari").wrappers == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "k"), [("fwp/RepeatPrevious-v0", 4), ("repeat-previous-16", 16), ("repeat-previous-31", 31)]
+)
+def test_longer_delays_are_asked_as_often_as_the_short_one(name: str, k: int) -> None:
+    """Red if a preset asks for another delay than its name says, or for less than seven steps of eight."""
+    config = preset_named(name).config
+    task = envs.make_vector(config.env_id, 1, **config.env_options)
+    assert (task.k, task.episode_length) == (k, 8 * k)  # type: ignore[union-attr]  # not None
+
+
+@pytest.mark.parametrize("name", [task for suite in ("order", "capacity", "tracking") for task in suites()[suite]])
+def test_gradient_reaches_back_over_whole_episodes_where_answers_are_asked_for(name: str) -> None:
+    """Red if a rollout ends, or a sequence is cut, between a symbol and the answer that is about it."""
+    config = task_config(name)
+    task = envs.make_vector(config.env_id, 1, **config.env_options)
+    assert config.ppo.n_steps % task.episode_length == 0  # type: ignore[union-attr]  # not None
+    assert (config.ppo.sequence_length or config.ppo.n_steps) % task.episode_length == 0  # type: ignore[union-attr]
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest() -> None:

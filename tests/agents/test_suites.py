@@ -27,6 +27,14 @@ def test_capacity_grows_by_its_keys_alone() -> None:
     assert counts == [(3,) * 4, (3,) * 8, (3,) * 16]
 
 
+def test_order_goes_from_a_short_delay_to_a_long_one_and_from_a_queue_to_a_stack() -> None:
+    """Red if a task of the suite is missing, or has other options than its preset says."""
+    tasks = [suites.task_config(task) for task in suites.suites()["order"]]
+    vector = [envs.make_vector(config.env_id, 1, **config.env_options) for config in tasks]
+    assert [task.k for task in vector[:3]] == [4, 16, 31]  # type: ignore[union-attr]  # not None
+    assert [(task.length, task.reverse) for task in vector[3:]] == [(4, False), (12, True)]  # type: ignore[union-attr]
+
+
 def test_names_of_all_kinds_are_understood_and_each_task_comes_once() -> None:
     """Red if a suite is not opened, a version is not filled in, or a task would be trained twice."""
     expected = ["fwp/Copy-v0", *suites.suites()["capacity"], "parity"]
