@@ -293,5 +293,5 @@ def _decode_memory(value: object, place: str) -> MemoryConfig:
     if config_class is None:
         known = ", ".join(memory_configs())
         raise ConfigError(f"{place}: unknown memory {value['type']!r}; registered are {known}")
-    options = {key: part for key, part in value.items() if key != "type"}
+    options = {**config_class.absent, **{key: part for key, part in value.items() if key != "type"}}
     return typing.cast(MemoryConfig, _decode_dataclass(config_class, options, place))

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -43,6 +44,17 @@ class FastWeightConfig(MemoryConfig):
     """Width of the feed-forward layer, as a multiple of `width`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class DelayHeadsConfig(FastWeightConfig):
+    """A fast-weight memory whose first heads may be delay heads. Abstract."""
+
+    absent = MappingProxyType({"delay_heads": 0})
+
+    delay_heads: int = 0
+    """Heads whose fast weights move down one row before every step, so that they know how long ago they wrote: up to
+    key_size - 1 steps. The other heads find what they wrote by its key alone."""
+
+
 class HeadInputs(NamedTuple):
     """What the heads of a fast-weight memory are given: the arguments of `fast_weight_scan` but the episode starts."""
 
@@ -59,10 +71,12 @@ class HeadInputs(NamedTuple):
     state: Float[Tensor, "B H K V"]
     """the fast weights before the first step"""
     rule: Rule
+    delay_heads: int = 0
+    """The first heads, whose fast weights move down one row before every step."""
 
 
 def run_heads(
-    heads: HeadInputs, episode_starts: Bool[Tensor, "T B"]
+    heads: HeadInputs, episode_starts: Bool[Tensor, "T B"], *, n_inner: int = 1
 ) -> tuple[Float[Tensor, "T B H V"], Float[Tensor, "B H K V"]]:
     """What the heads read, and the final fast weights."""
     return fast_weight_scan(
@@ -74,6 +88,8 @@ def run_heads(
         episode_starts,
         log_decay=heads.log_decay,
         rule=heads.rule,
+        delay_heads=heads.delay_heads,
+        n_inner=n_inner,
     )
 
 
@@ -93,7 +109,7 @@ class FastWeightBlock(nn.Module):
         (G = 1 + K) the decays of all channels of the keys. Their weights are small, so that the biases rule.
     """
 
-    def __init__(self, input_size: int, config: FastWeightConfig, gate_biases: Float[Tensor, "G H"]) -> None:
+    def __init__(self, input_size: int, config: DelayHeadsConfig, gate_biases: Float[Tensor, "G H"]) -> None:
         super().__init__()
         c = self.config = config
         require_positive(
@@ -104,6 +120,7 @@ class FastWeightBlock(nn.Module):
             value_size=c.value_size,
             expansion=c.expansion,
         )
+        require_delay_heads(c)
         self.encode = nn.Identity() if input_size == c.width else linear(input_size, c.width)
         self.gated = len(gate_biases) > 1
         self.norm = nn.LayerNorm(c.width)
@@ -114,6 +131,7 @@ class FastWeightBlock(nn.Module):
             gates = slice(2 * keys + values, None)
             nn.init.orthogonal_(self.project.weight[gates], gain=0.1)
             self.project.bias[gates] = torch.cat([gate_biases[0], gate_biases[1:].T.flatten()])
+            write_to_first_row(self.project.bias[keys : 2 * keys], c)
         self.skip = nn.Parameter(present_values(c.n_heads))
         # Small, not zero: else the memory would get no gradient in the first update.
         self.readout = linear(values, c.width, gain=0.5, bias=False)
@@ -139,7 +157,15 @@ class FastWeightBlock(nn.Module):
         x = self.encode(inputs)
         if len(x) == 1 and not torch.is_grad_enabled():
             weights = self._step_weights()
-            step = block_step(x[0], weights, state, episode_starts[0], rule=rule, largest_strength=largest_strength)
+            step = block_step(
+                x[0],
+                weights,
+                state,
+                episode_starts[0],
+                rule=rule,
+                largest_strength=largest_strength,
+                delay_heads=self.config.delay_heads,
+            )
             if step is not None:
                 return step[0][None], step[1]
         y, state = fast_weight_heads(
@@ -150,6 +176,7 @@ class FastWeightBlock(nn.Module):
             rule=rule,
             gated=self.gated,
             largest_strength=largest_strength,
+            delay_heads=self.config.delay_heads,
         )
         x = x + self.readout(y)
         return x + self.down(self.up(self.feed_forward_norm(x)).relu()), state
@@ -166,7 +193,7 @@ class FastWeightBlock(nn.Module):
         c = self.config
         projected = self.project(self.norm(self.encode(inputs)))
         arguments = head_arguments(projected, c.n_heads, c.key_size, c.value_size, largest_strength)
-        return HeadInputs(*arguments, state, rule)
+        return HeadInputs(*arguments, state, rule, c.delay_heads)
 
     def _step_weights(self) -> BlockWeights:
         # `self.norm.weight` and so on, without the search of `nn.Module` for each name, which takes longer at every
@@ -353,6 +380,14 @@ def present_values(n_heads: int) -> Float[Tensor, " H"]:
     return skip
 
 
+def write_to_first_row(key_biases: Float[Tensor, " HK"], config: DelayHeadsConfig) -> None:
+    """Let delay heads write under row 0 at the start, for the most part: then row i holds what was written i steps ago.
+
+    Changes the biases of the keys of all heads, side by side, in place.
+    """
+    key_biases[: config.delay_heads * config.key_size : config.key_size] += 1.0
+
+
 def write_strength_bias(n_heads: int, key_size: int, largest: float) -> Float[Tensor, " H"]:
     """Bias b such that `largest * sigmoid(b)` gives each head its time constant at the start.
 
@@ -362,6 +397,14 @@ def write_strength_bias(n_heads: int, key_size: int, largest: float) -> Float[Te
     tau = spaced_time_constants(n_heads, 16.0, 1024.0)
     beta = (key_size / tau).clamp(max=largest / 2)
     return torch.logit(beta / largest)
+
+
+def require_delay_heads(config: DelayHeadsConfig) -> None:
+    """Raise a `ValueError` unless so many heads can be delay heads."""
+    if not 0 <= config.delay_heads <= config.n_heads:
+        raise ValueError(
+            f"delay_heads={config.delay_heads} must lie between 0 and n_heads={config.n_heads}: they are the first of them"
+        )
 
 
 def require_positive_sizes(input_size: int, config: MemoryConfig) -> None:

@@ -21,7 +21,10 @@ Detaching a state between segments is the caller's act, never the memory's.
 """
 
 import abc
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -67,6 +70,13 @@ class Memory(nn.Module, abc.ABC):
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig(abc.ABC):
     """Sizes and choices of one type of memory; builds it once the input size is known."""
+
+    absent: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """Fields that older files lack, with the value that those files mean. For a new field whose default changes what an
+    agent does: an old agent must stay what it was."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({**self.absent, **state})
 
     @abc.abstractmethod
     def build(self, input_size: int) -> Memory:

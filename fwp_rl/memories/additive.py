@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fwp_rl.layers import FastWeightBlock, FastWeightConfig, HeadInputs, write_strength_bias
+from fwp_rl.layers import DelayHeadsConfig, FastWeightBlock, HeadInputs, write_strength_bias
 from fwp_rl.memory import Memory
 from fwp_rl.registry import register
 from fwp_rl.state import State
@@ -13,7 +13,7 @@ from fwp_rl.state import State
 
 @register("additive")
 @dataclass(frozen=True, kw_only=True)
-class AdditiveConfig(FastWeightConfig):
+class AdditiveConfig(DelayHeadsConfig):
     """Fast weights that only add: `delta` without the erase term."""
 
     def build(self, input_size: int) -> Memory:

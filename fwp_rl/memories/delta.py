@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fwp_rl.layers import FastWeightBlock, FastWeightConfig, HeadInputs, write_strength_bias
+from fwp_rl.layers import DelayHeadsConfig, FastWeightBlock, HeadInputs, write_strength_bias
 from fwp_rl.memory import Memory
 from fwp_rl.registry import register
 from fwp_rl.state import State
@@ -13,7 +13,7 @@ from fwp_rl.state import State
 
 @register("delta")
 @dataclass(frozen=True, kw_only=True)
-class DeltaConfig(FastWeightConfig):
+class DeltaConfig(DelayHeadsConfig):
     """Fast weights with the delta rule: a write replaces what its key recalled."""
 
     negative_eigenvalues: bool = False

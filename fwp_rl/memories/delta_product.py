@@ -7,15 +7,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fwp_rl.layers import (
-    FastWeightConfig,
+    DelayHeadsConfig,
     HeadInputs,
     ResidualBlock,
     empty_fast_weights,
     inner_starts,
     linear,
     present_values,
-    require_positive_sizes,
+    require_delay_heads,
+    require_positive,
     write_strength_bias,
+    write_to_first_row,
 )
 from fwp_rl.memory import Memory
 from fwp_rl.ops import fast_weight_heads
@@ -26,7 +28,7 @@ from fwp_rl.state import State, state_leaves
 
 @register("delta_product")
 @dataclass(frozen=True, kw_only=True)
-class DeltaProductConfig(FastWeightConfig):
+class DeltaProductConfig(DelayHeadsConfig):
     """Fast weights with several delta-rule writes for each input: one step can permute, not only replace."""
 
     n_writes: int = 2
@@ -55,7 +57,16 @@ class DeltaProduct(Memory):
     def __init__(self, input_size: int, config: DeltaProductConfig) -> None:
         super().__init__()
         c = self.config = config
-        require_positive_sizes(input_size, c)
+        require_positive(
+            input_size=input_size,
+            width=c.width,
+            n_heads=c.n_heads,
+            key_size=c.key_size,
+            value_size=c.value_size,
+            expansion=c.expansion,
+            n_writes=c.n_writes,
+        )
+        require_delay_heads(c)
         self.input_size = input_size
         self.output_size = c.width
         self.largest_strength = 2.0 if c.negative_eigenvalues else 1.0
@@ -69,6 +80,7 @@ class DeltaProduct(Memory):
                 nn.init.orthogonal_(self.project.weight[end - c.n_heads : end], gain=0.1)
                 bias = write_strength_bias(c.n_heads, c.key_size, self.largest_strength)
                 self.project.bias[end - c.n_heads : end] = bias
+                write_to_first_row(self.project.bias[end - self.write_size : end - c.n_heads * (c.value_size + 1)], c)
         self.skip = nn.Parameter(present_values(c.n_heads))
         self.block = ResidualBlock(input_size, c.width, c.n_heads * c.value_size, c.expansion)
 
@@ -88,6 +100,8 @@ class DeltaProduct(Memory):
                 state,
                 inner_starts(episode_starts, self.config.n_writes),
                 largest_strength=self.largest_strength,
+                delay_heads=self.config.delay_heads,
+                n_inner=self.config.n_writes,
             )
             return y.unflatten(0, (-1, self.config.n_writes))[:, -1], final
 
@@ -100,7 +114,7 @@ class DeltaProduct(Memory):
         c, (matrix,) = self.config, state_leaves(state)
         sizes = c.n_heads, c.key_size, c.value_size
         q, k, v, beta, _ = head_arguments(self._inner_steps(self.block.encode(inputs)), *sizes, self.largest_strength)
-        return HeadInputs(q, k, v, beta, None, matrix, "delta")
+        return HeadInputs(q, k, v, beta, None, matrix, "delta", c.delay_heads)
 
     def _inner_steps(self, x: Tensor) -> Tensor:
         """Projections `[n T, B, P]` as `fast_weight_heads` takes them; those that read nothing have a query of 0."""

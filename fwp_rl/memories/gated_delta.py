@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fwp_rl.layers import FastWeightBlock, FastWeightConfig, HeadInputs, spaced_time_constants, write_strength_bias
+from fwp_rl.layers import DelayHeadsConfig, FastWeightBlock, HeadInputs, spaced_time_constants, write_strength_bias
 from fwp_rl.memory import Memory
 from fwp_rl.registry import register
 from fwp_rl.state import State
@@ -14,7 +14,7 @@ from fwp_rl.state import State
 
 @register("gated_delta")
 @dataclass(frozen=True, kw_only=True)
-class GatedDeltaConfig(FastWeightConfig):
+class GatedDeltaConfig(DelayHeadsConfig):
     """The delta rule with a forget gate: each head also decays, at a rate that the input controls."""
 
     negative_eigenvalues: bool = False

@@ -112,17 +112,25 @@ def _scale_to(x, y, vectors, num, epsilon, length, like):
 
 
 @njit(**CALLED)
-def _write_and_read(q, k, v, beta, decay, skip, before, after, y, erase, K, V, like):
-    """One step of one matrix: after = decay before + beta k (v - recalled)^T, y = after^T q + skip v."""
+def _write_and_read(q, k, v, beta, decay, skip, before, after, y, erase, moves, K, V, like):
+    """One step of one matrix: after = decay before + beta k (v - recalled)^T, y = after^T q + skip v.
+
+    `moves` is 1 for a delay head: row i is then row i - 1 of `before`, and row 0 the last one with its sign turned.
+    """
     size, tile, one = size_of(like), zeros(like, WIDE), constant(like, 1)
     row, step = V * size, WIDE * size
+    above = moves * row
+    last = (K - 1) * row
     kq = one - one
     for i in range(0, K * size, size):
         kq += load(like, k + i) * load(like, q + i)
     for c in range(0, row, step):
         recalled, read = tile, tile
-        for i in range(K):
-            s = load(tile, before + i * row + c)
+        if moves:
+            s = load(tile, before + last + c)
+            recalled, read = multiply(-load(like, k), s), multiply(-load(like, q), s)
+        for i in range(moves, K):
+            s = load(tile, before + i * row - above + c)
             recalled = multiply_add(load(like, k + i * size), s, recalled)
             read = multiply_add(load(like, q + i * size), s, read)
         value = load(tile, v + c)
@@ -131,15 +139,18 @@ def _write_and_read(q, k, v, beta, decay, skip, before, after, y, erase, K, V, l
             error = multiply_add(-decay, recalled, value)
         written = multiply(beta, error)
         store(y + c, multiply_add(skip, value, multiply_add(kq, written, multiply(decay, read))))
-        for i in range(K):
-            kept = multiply(decay, load(tile, before + i * row + c))
+        if moves:
+            kept = multiply(-decay, load(tile, before + last + c))
+            store(after + c, multiply_add(load(like, k), written, kept))
+        for i in range(moves, K):
+            kept = multiply(decay, load(tile, before + i * row - above + c))
             store(after + i * row + c, multiply_add(load(like, k + i * size), written, kept))
 
 
 @njit(**KERNEL)
 def _step(x, weights, starts, before, after, result, scratch, sizes, options, like):
     norm, norm_bias, project, project_bias, skip, readout, ff_norm, ff_norm_bias, up, up_bias, down, down_bias = weights
-    rows, width, heads, K, V, hidden, projection = sizes
+    rows, width, heads, K, V, hidden, projection, delay_heads = sizes
     erase, gated, largest, share, norm_epsilon, unit_epsilon, read_epsilon, read_length = options
     size, one, zero = size_of(like), constant(like, 1), constant(like, 0)
     sums = scratch
@@ -165,14 +176,15 @@ def _step(x, weights, starts, before, after, result, scratch, sizes, options, li
             if gated:  # exp(-softplus(d)) = sigmoid(-d)
                 decay = one / (one + np.exp(load(like, gates + (heads + head) * size)))
             program = (row * heads + head) * matrix
-            source = before + program
+            source, moves = before + program, 1 if head < delay_heads else 0
             if is_set(starts + row):
-                source = after + program
+                source, moves = after + program, 0  # there is nothing to move, and no row is read once it is written
                 for i in range(0, matrix, size):
                     store(source + i, zero)
             _write_and_read(
                 units + head * K * size, units + (heads + head) * K * size, values + head * V * size, beta, decay,
-                load(like, skip + head * size), source, after + program, reads + head * V * size, erase, K, V, like,
+                load(like, skip + head * size), source, after + program, reads + head * V * size, erase, moves, K, V,
+                like,
             )  # fmt: skip
         _scale_to(reads, y + row * heads * V * size, heads, V, read_epsilon, read_length, like)
     _linear(y, readout, readout, x, stream, rows, heads * V, width, False, True, False, sums, like)
@@ -188,7 +200,13 @@ def _options(erase: bool, gated: bool, largest_strength: float, width: int, V: i
 
 
 def step(
-    x: Tensor, weights: BlockWeights, state: Tensor, episode_starts: Tensor, erase: bool, largest_strength: float
+    x: Tensor,
+    weights: BlockWeights,
+    state: Tensor,
+    episode_starts: Tensor,
+    erase: bool,
+    largest_strength: float,
+    delay_heads: int,
 ) -> tuple[Tensor, Tensor]:
     """See `fwp_rl.ops.block_step`: all of one dtype; W, K and the feed-forward width are multiples of 8, V of 16."""
     x, state, episode_starts = x.contiguous(), state.contiguous(), episode_starts.contiguous()
@@ -201,9 +219,9 @@ def step(
         LANES * LANES + rows * (2 * width + projection + hidden + heads * V) + heads * (2 * K + V), dtype=dtype
     )
     options = _options(erase, gated, largest_strength, width, V, dtype)
+    sizes = rows, width, heads, K, V, hidden, projection, delay_heads
     _step(
         x.data_ptr(), tuple([weight.data_ptr() for weight in weights]), episode_starts.data_ptr(), state.data_ptr(),
-        after.data_ptr(), result.data_ptr(), scratch.data_ptr(), (rows, width, heads, K, V, hidden, projection),
-        options, number(1.0, dtype),
+        after.data_ptr(), result.data_ptr(), scratch.data_ptr(), sizes, options, number(1.0, dtype),
     )  # fmt: skip
     return result, after

@@ -38,6 +38,7 @@ def block_step(
     *,
     rule: Rule,
     largest_strength: float,
+    delay_heads: int = 0,
 ) -> tuple[Float[Tensor, "B W"], Float[Tensor, "B H K V"]] | None:
     """The residual stream x behind the block, and the new state; without gradient.
 
@@ -55,5 +56,7 @@ def block_step(
     ):
         return None
     step = importlib.import_module("fwp_rl.ops._block_numba").step
-    result: tuple[Tensor, Tensor] = step(x, weights, state, episode_starts, rule == "delta", largest_strength)
+    result: tuple[Tensor, Tensor] = step(
+        x, weights, state, episode_starts, rule == "delta", largest_strength, delay_heads
+    )
     return result

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fwp_rl.ops.fast_weight_scan import Rule, fast_weight_scan, resolve_backend
+from fwp_rl.ops.fast_weight_scan import Rule, check_delay, fast_weight_scan, resolve_backend
 from fwp_rl.ops.unit import unit
 
 UNIT_EPSILON = 1e-6
@@ -32,13 +32,15 @@ def fast_weight_heads(
     rule: Rule = "delta",
     gated: bool = False,
     largest_strength: float = 1.0,
+    delay_heads: int = 0,
+    n_inner: int = 1,
 ) -> tuple[Float[Tensor, "T B Y"], Float[Tensor, "B H K V"]]:
     """What the heads read, side by side and normalised (Y = H V), and the final state.
 
     `projected` holds for each step, heads side by side: queries, keys (both are scaled to length 1), values, the logits
     of the write strengths (between 0 and `largest_strength`) and, if gated, of the decays, one for each head or one for
     each channel of its keys, which the width tells: P = H (2 K + V + 1 [+ 1 or K]). `skip` is how much of the present
-    value a head adds to what it reads. For the rules, starts and dtypes see `fast_weight_scan`.
+    value a head adds to what it reads. For the rules, delay heads, starts and dtypes see `fast_weight_scan`.
     """
     _, heads, key_size, value_size = state.shape
     sizes = _split_sizes(heads, key_size, value_size, gated)
@@ -53,10 +55,13 @@ def fast_weight_heads(
         and n_decays <= heads
     ):
         compiled = importlib.import_module("fwp_rl.ops._heads_numba")
-        y, state = compiled.heads(projected, skip, state, episode_starts, rule, gated, largest_strength)
+        check_delay(delay_heads, n_inner, len(projected), heads)
+        options = rule, gated, largest_strength, delay_heads, n_inner
+        y, state = compiled.heads(projected, skip, state, episode_starts, *options)
         return y, state
     q, k, v, beta, log_decay = head_arguments(projected, heads, key_size, value_size, largest_strength)
-    y, state = fast_weight_scan(q, k, v, beta, state, episode_starts, log_decay=log_decay, rule=rule)
+    delay = {"delay_heads": delay_heads, "n_inner": n_inner}
+    y, state = fast_weight_scan(q, k, v, beta, state, episode_starts, log_decay=log_decay, rule=rule, **delay)
     y = y + skip[:, None] * v
     return unit(y.flatten(-2), value_size, epsilon=READ_EPSILON * value_size, length=value_size**0.5), state
 

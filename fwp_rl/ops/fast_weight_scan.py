@@ -68,12 +68,14 @@ def fast_weight_scan(
     are widened.
     """
     _check(q, k, v, beta, state, episode_starts, log_decay, rule)
-    _check_delay(delay_heads, n_inner, q)
+    check_delay(delay_heads, n_inner, q.shape[0], q.shape[2])
     dtype, device = state.dtype, state.device
     if q.shape[0] == 0:
         return v.new_empty(v.shape, dtype=dtype), state
     gated, channel_decay = log_decay is not None, log_decay is not None and log_decay.ndim == 4
-    name = _resolve(backend, device, rule, gated, q.shape[-1], v.shape[-1], dtype, scale, channel_decay, delay_heads > 0)
+    name = _resolve(
+        backend, device, rule, gated, q.shape[-1], v.shape[-1], dtype, scale, channel_decay, delay_heads > 0
+    )
     if name != "triton" and not q.dtype == k.dtype == v.dtype == beta.dtype == dtype:
         q, k, v, beta = (x.to(dtype) for x in (q, k, v, beta))
     if name != "triton" and log_decay is not None:
@@ -203,11 +205,12 @@ def _kernel_problem(
     return problem
 
 
-def _check_delay(delay_heads: int, n_inner: int, q: Tensor) -> None:
-    if not 0 <= delay_heads <= q.shape[2]:
-        raise ValueError(f"delay_heads must lie between 0 and the {q.shape[2]} heads of q, got {delay_heads}")
-    if n_inner < 1 or q.shape[0] % n_inner:
-        raise ValueError(f"n_inner must be at least 1 and divide the {q.shape[0]} steps of q, got {n_inner}")
+def check_delay(delay_heads: int, n_inner: int, steps: int, heads: int) -> None:
+    """Raise a `ValueError` unless so many of the heads can be delay heads, with so many inner steps."""
+    if not 0 <= delay_heads <= heads:
+        raise ValueError(f"delay_heads must lie between 0 and the number of heads, {heads}, got {delay_heads}")
+    if n_inner < 1 or steps % n_inner:
+        raise ValueError(f"n_inner must be at least 1 and divide the number of steps, {steps}, got {n_inner}")
 
 
 def _check(

@@ -291,17 +291,17 @@ def _memory_config(config_class: type[Any], values: dict[str, Any]) -> Any:
             raise ModelFileError(f"memory {config_class.__name__} has no {name!r}")
         expected = known[name].type
         if isinstance(value, int) and not isinstance(value, bool) and expected in (int, float):
-            values[name] = _size(value) if expected is int else float(value)
+            values[name] = _bounded(value) if expected is int else float(value)
             continue
         if typing.get_origin(expected) is typing.Literal:
             fits = isinstance(value, str) and value in typing.get_args(expected)
         elif expected == int | None:  # an index, which may be negative
-            fits = value is None or abs(_integer(value)) <= _LARGEST_SIZE
+            fits = value is None or _bounded(value) is not None
         else:
             fits = type(value) is expected
         if not fits:
             raise ModelFileError(f"{config_class.__name__}.{name}={value!r} is not of type {expected}")
-    return config_class(**values)
+    return config_class(**{**config_class.absent, **values})
 
 
 def _known(name: str, known: dict[str, Any]) -> Any:
@@ -314,6 +314,13 @@ def _integer(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ModelFileError(f"expected a whole number, got {value!r}")
     return value
+
+
+def _bounded(value: Any) -> int:
+    """A whole number of a memory, which knows itself which of them it takes."""
+    if abs(_integer(value)) > _LARGEST_SIZE:
+        raise ModelFileError(f"{value} is not between -{_LARGEST_SIZE} and {_LARGEST_SIZE}")
+    return int(value)
 
 
 def _size(value: Any, largest: int = _LARGEST_SIZE) -> int:
