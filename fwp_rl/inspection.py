@@ -7,11 +7,11 @@
 A fast-weight memory of first order has an exact retrieval map: what is read is linear in what was written,
 
     y_t = S_t^T q_t = sum_s a_ts v_s + c_t
-    a_ts = beta_s k_s^T A_{s+1} ... A_t q_t,     A_s = alpha_s (I - beta_s k_s k_s^T)
+    a_ts = beta_s k_s^T A_{s+1} ... A_t q_t,     A_s = P^T alpha_s (I - beta_s k_s k_s^T)
 
-(A_s = alpha_s I for the additive rule; alpha_s is a diagonal matrix where each channel of the keys fades at its own
-rate; c_t is what is left of the initial state). It is to a memory of fixed size what the attention map is to a
-transformer. Nothing like it exists for an LSTM.
+(A_s = P^T alpha_s for the additive rule; alpha_s is a diagonal matrix where each channel of the keys fades at its own
+rate; P moves the rows of a delay head down by one and is 1 for other heads; c_t is what is left of the initial state).
+It is to a memory of fixed size what the attention map is to a transformer. Nothing like it exists for an LSTM.
 """
 
 import math
@@ -26,6 +26,7 @@ from torch import Tensor
 from fwp_rl.layers import FastWeightBlock, HeadInputs, inner_starts
 from fwp_rl.memory import Memory
 from fwp_rl.ops import fast_weight_scan
+from fwp_rl.ops._delay import in_moving_frame, moved
 from fwp_rl.ops.fast_weight_heads import READ_EPSILON
 from fwp_rl.ops.fast_weight_scan import Rule
 from fwp_rl.stack import MemoryStack
@@ -76,6 +77,9 @@ class MemoryTrace:
     """Where the fast weights were emptied before the step."""
     n_inner: int
     """Steps of the trace for each input of the memory."""
+    delay_heads: int
+    """The first heads, whose fast weights move down one row before each input: what was written under row 0 i inputs
+    ago lies in row i."""
     recalled: Float[Tensor, "T B H V"]
     """S'_t^T k_t: what the key recalls before the write."""
     reads: Float[Tensor, "T B H V"]
@@ -95,6 +99,8 @@ class MemoryTrace:
         for t in range(len(self.k)):
             if any_start[t]:
                 state = state.masked_fill(self.episode_starts[t, :, None, None, None], 0.0)
+            if self._moves(t):
+                state = moved(state, self.delay_heads, 1)
             if fades:
                 state = state * self._row_decay[t, ..., None]
             state = state + self.k[t, ..., None] * self.written[t, ..., None, :]
@@ -115,8 +121,12 @@ class MemoryTrace:
 
     @cached_property
     def key_overlap(self) -> Float[Tensor, "T B H T"]:
-        """k_t . k_s at `[t, b, h, s]`, the cosine of unit keys; 0 for later steps and across a start."""
-        return torch.einsum("tbhk,sbhk->tbhs", self.k, self.k).masked_fill(self._other, 0.0)
+        """k_t . k_s at `[t, b, h, s]`, the cosine of unit keys; 0 for later steps and across a start.
+
+        Of a delay head k_t . P^n k_s, with the row to which n moves brought what was written under k_s.
+        """
+        k = in_moving_frame(self.k, self.delay_heads, self.n_inner)
+        return torch.einsum("tbhk,sbhk->tbhs", k, k).masked_fill(self._other, 0.0)
 
     @cached_property
     def surprise(self) -> Float[Tensor, "T B H"]:
@@ -129,6 +139,8 @@ class MemoryTrace:
         by the norm of S_{t-1}; 0 where that was empty. More than 1 is possible only with beta > 1.
         """
         before = torch.cat([self.state[None], self.fast_weights[:-1]])
+        if self.delay_heads:
+            before = torch.stack([moved(x, self.delay_heads, 1) if self._moves(t) else x for t, x in enumerate(before)])
         before = before.masked_fill(self.episode_starts[..., None, None, None], 0.0)
         taken = before - before * self._row_decay[..., None]
         if self.rule == "delta":
@@ -191,8 +203,15 @@ class MemoryTrace:
             weights[s:, :, :, s] = weight
             if self.rule == "delta":
                 later = later - weight[..., None] * self.k[s]
-            query[s:] = self._row_decay[s] * later
+            later = self._row_decay[s] * later
+            if self._moves(s):
+                later = moved(later.flatten(0, 1)[..., None], self.delay_heads, -1)[..., 0].view_as(later)
+            query[s:] = later
         return weights, query
+
+    def _moves(self, t: int) -> bool:
+        """Whether delay heads move before step t."""
+        return self.delay_heads > 0 and t % self.n_inner == 0
 
 
 def inspect_memory(
@@ -261,7 +280,7 @@ def trace_heads(heads: HeadInputs, episode_starts: Bool[Tensor, "T B"], *, n_inn
         raise ValueError(f"rule must be 'delta' or 'additive' to have a retrieval map, got {heads.rule!r}")
     with torch.no_grad():
         heads = HeadInputs(*(x.detach() if isinstance(x, Tensor) else x for x in heads))  # type: ignore[arg-type]  # in order
-        recalled, reads = _run(heads, episode_starts)
+        recalled, reads = _run(heads, episode_starts, n_inner)
         return MemoryTrace(
             q=heads.q,
             k=heads.k,
@@ -272,6 +291,7 @@ def trace_heads(heads: HeadInputs, episode_starts: Bool[Tensor, "T B"], *, n_inn
             state=heads.state,
             episode_starts=episode_starts,
             n_inner=n_inner,
+            delay_heads=heads.delay_heads,
             recalled=recalled,
             reads=reads,
         )
@@ -371,13 +391,13 @@ def _complete(
     return state, episode_starts
 
 
-def _run(heads: HeadInputs, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
+def _run(heads: HeadInputs, episode_starts: Tensor, n_inner: int) -> tuple[Tensor, Tensor]:
     """S'_t^T k_t and S_t^T q_t, from one run of the operator: before each step, one that only reads with its key."""
 
     def alternate(before: Tensor, step: Tensor) -> Tensor:
         return torch.stack([before, step], dim=1).flatten(0, 1)
 
-    q, k, v, beta, log_decay, state, rule = heads
+    q, k, v, beta, log_decay, state, rule, delay_heads = heads
     reads, _ = fast_weight_scan(
         alternate(k, q),
         alternate(k, k),
@@ -387,5 +407,7 @@ def _run(heads: HeadInputs, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
         inner_starts(episode_starts, 2),
         log_decay=None if log_decay is None else alternate(log_decay, torch.zeros_like(log_decay)),
         rule=rule,
+        delay_heads=delay_heads,
+        n_inner=2 * n_inner,
     )
     return reads[::2], reads[1::2]

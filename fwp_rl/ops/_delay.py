@@ -28,22 +28,25 @@ def scan_in_moving_frame(
     n_inner: int,
 ) -> tuple[Float[Tensor, "T B H V"], Float[Tensor, "B H K V"]]:
     """Outputs and final state of `scan`, with the first heads as delay heads; see `fast_weight_scan`."""
-    steps, key_size = q.shape[0], q.shape[-1]
-    turns = torch.arange(steps, device=q.device)[:, None] // n_inner + 1
-    places = (torch.arange(key_size, device=q.device) + turns) % (2 * key_size)  # [T, K]
-    rows, signs = places % key_size, torch.where(places < key_size, 1.0, -1.0).to(q.dtype)
-
-    def turned(x: Tensor, signs: Tensor | None) -> Tensor:
-        moving = x[:, :, :delay_heads]
-        moving = moving.gather(-1, rows[:, None, None].expand_as(moving))
-        moving = moving if signs is None else moving * signs[:, None, None]
-        return torch.cat([moving, x[:, :, delay_heads:]], dim=2)
-
     if log_decay is not None and log_decay.ndim == 4:
-        log_decay = turned(log_decay, None)
-    q, k = turned(q, signs), turned(k, signs)
+        log_decay = in_moving_frame(log_decay, delay_heads, n_inner, signed=False)
+    q, k = (in_moving_frame(x, delay_heads, n_inner) for x in (q, k))
     outputs, state = scan(q, k, v, beta, log_decay, state, episode_starts, rule, scale)
-    return outputs, moved(state, delay_heads, steps // n_inner)
+    return outputs, moved(state, delay_heads, len(q) // n_inner)
+
+
+def in_moving_frame(
+    x: Float[Tensor, "T B H K"], delay_heads: int, n_inner: int, *, signed: bool = True
+) -> Float[Tensor, "T B H K"]:
+    """P^-(t+1) x_t for the first heads, t counted in steps of `n_inner`; without signs for what belongs to a row."""
+    steps, key_size = x.shape[0], x.shape[-1]
+    turns = torch.arange(steps, device=x.device)[:, None] // n_inner + 1
+    places = (torch.arange(key_size, device=x.device) + turns) % (2 * key_size)  # [T, K]
+    moving = x[:, :, :delay_heads]
+    moving = moving.gather(-1, (places % key_size)[:, None, None].expand_as(moving))
+    if signed:
+        moving = moving * torch.where(places < key_size, 1.0, -1.0).to(x.dtype)[:, None, None]
+    return torch.cat([moving, x[:, :, delay_heads:]], dim=2)
 
 
 def moved(state: Float[Tensor, "B H K V"], delay_heads: int, n_steps: int) -> Float[Tensor, "B H K V"]:

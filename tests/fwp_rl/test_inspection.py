@@ -37,6 +37,11 @@ CONFIGS = {
     "gated_delta": GatedDeltaConfig(**SIZES),
     "gated_delta, channels": GatedDeltaConfig(**SIZES, channel_decay=True),  # type: ignore[arg-type]  # a bool is an int
     "compiled": GatedDeltaConfig(width=24, n_heads=3, key_size=16, value_size=32),
+    "delay heads, additive": AdditiveConfig(**SIZES, delay_heads=2),
+    "delay heads, delta": DeltaConfig(**SIZES, delay_heads=1),
+    "delay heads, gated": GatedDeltaConfig(**SIZES, delay_heads=1),
+    "delay heads, channels": GatedDeltaConfig(**SIZES, channel_decay=True, delay_heads=2),  # type: ignore[arg-type]  # a bool is an int
+    "delay heads, compiled": GatedDeltaConfig(width=24, n_heads=3, key_size=16, value_size=32, delay_heads=2),
 }
 BY_NAME = (
     *("hebb", "oja", "continuous_delta", "linear_attention", "schlag2021", "irie2021", "delta_product", "delta_mlp"),
