@@ -36,13 +36,23 @@ def memory_configs() -> Mapping[str, type[MemoryConfig]]:
 
 def memory_config(memory: str | MemoryConfig) -> MemoryConfig:
     """The config itself, or the default config of the registered name."""
+    return memory if isinstance(memory, MemoryConfig) else _config_class(memory)()
+
+
+def older_memory_config(memory: str | MemoryConfig) -> MemoryConfig:
+    """The same as a file means it that was written before every model named all its choices."""
     if isinstance(memory, MemoryConfig):
         return memory
+    config_class = _config_class(memory)
+    return config_class(**config_class.absent)
+
+
+def _config_class(memory: str) -> type[MemoryConfig]:
     if memory not in _CONFIGS:
         near = difflib.get_close_matches(memory, _CONFIGS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"unknown memory {memory!r}: {hint}registered are {', '.join(_CONFIGS)}")
-    return _CONFIGS[memory]()
+    return _CONFIGS[memory]
 
 
 def memory_name(config: MemoryConfig) -> str:

@@ -8,7 +8,7 @@ import io
 import pathlib
 import warnings
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,7 +22,8 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from fwp_rl.files import replace_file
-from fwp_rl.registry import memory_name
+from fwp_rl.memory import MemoryConfig
+from fwp_rl.registry import memory_config, memory_name, older_memory_config
 from fwp_rl.sb3.arguments import argument_problems, quarter, size_problems
 from fwp_rl.sb3.buffers import SequenceRolloutBuffer
 from fwp_rl.sb3.captured_evaluation import CapturedEvaluation
@@ -141,7 +142,7 @@ class MemoryPPO(PPO):
             target_kl=target_kl,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
+            policy_kwargs=_with_memory(policy, policy_kwargs, memory_config),
             verbose=verbose,
             seed=seed,
             device=device,
@@ -151,7 +152,9 @@ class MemoryPPO(PPO):
             self._setup_model()
 
     def _setup_model(self) -> None:
-        # Also called by `load`, perhaps with another number of environments than before.
+        # Also called by `load`, perhaps with another number of environments than before, and with a memory that is only
+        # named: then by an older file, for __init__ and so a newer file says all of its choices.
+        self.policy_kwargs = _with_memory(self.policy_class, self.policy_kwargs, older_memory_config)
         problems = size_problems(self.n_steps, self.n_envs, self.sequence_length, self._batch_size_argument)
         if "sequence_length" in problems:
             raise ValueError(problems["sequence_length"])
@@ -391,6 +394,17 @@ class MemoryPPO(PPO):
             replace_file(file, buffer.getvalue())
         else:
             path.write(buffer.getvalue())
+
+
+def _with_memory(
+    policy: Any, kwargs: dict[str, Any] | None, configure: Callable[[str | MemoryConfig], MemoryConfig]
+) -> dict[str, Any]:
+    """Arguments of the policy in which the memory is a config, so that a saved model does not depend on defaults."""
+    kwargs = dict(kwargs or {})
+    ours = (*MemoryPPO.policy_aliases, *MemoryPPO.policy_aliases.values())
+    if "memory" in kwargs or policy in ours:  # a policy of one's own may choose the memory itself
+        kwargs["memory"] = configure(kwargs.get("memory", "delta"))
+    return kwargs
 
 
 def _count(module: torch.nn.Module) -> int:
