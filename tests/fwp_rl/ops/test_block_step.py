@@ -33,10 +33,14 @@ def make(config: MemoryConfig, rows: int, dtype: torch.dtype = torch.float64) ->
         DeltaConfig(**SIZES, negative_eigenvalues=True),
         GatedDeltaConfig(**SIZES, expansion=3),
         DeltaConfig(width=24, n_heads=2, key_size=16, value_size=32),
+        DeltaConfig(**SIZES, delay_heads=1),
+        AdditiveConfig(**SIZES, delay_heads=2),
+        GatedDeltaConfig(**SIZES, delay_heads=3),
     ],
 )
 def test_it_is_the_block(config: MemoryConfig, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches a bias, a norm or a residual that is forgotten, a wrong column, and rows that are mixed up."""
+    """Catches a bias, a norm or a residual that is forgotten, a wrong column, and rows that are mixed up; of a delay
+    head a last row that keeps its sign, and a start that moves what it has just cleared and written."""
     memory, inputs, state, starts = make(config, rows)
     state[starts] = float("nan")  # forgotten at a start, whatever it was
     before = inputs.clone(), state.clone()

@@ -29,7 +29,15 @@ def make_inputs(
 
 
 def formula(
-    projected: Tensor, skip: Tensor, state: Tensor, starts: Tensor, rule: str, gated: bool | str, largest: float
+    projected: Tensor,
+    skip: Tensor,
+    state: Tensor,
+    starts: Tensor,
+    rule: str,
+    gated: bool | str,
+    largest: float,
+    delay_heads: int = 0,
+    n_inner: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """From the definition, one head at a time."""
     _, heads, K, V = state.shape
@@ -54,6 +62,8 @@ def formula(
             starts,
             log_decay=log_decay,
             rule=rule,  # type: ignore[arg-type]  # a string of the parametrisation
+            delay_heads=int(h < delay_heads),
+            n_inner=n_inner,
             backend="reference",
         )
         y = y[:, :, 0] + skip[h] * v
@@ -85,13 +95,37 @@ def test_it_is_the_formula(
         torch.testing.assert_close(actual, expected, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.parametrize(("key_size", "value_size"), [(16, 32), (32, 16), (5, 3)])
+@pytest.mark.parametrize(("steps", "n_inner"), [(1, 1), (13, 1), (70, 1), (12, 3)])
+@pytest.mark.parametrize("gated", [False, True, "channels"])
+@pytest.mark.parametrize("delay_heads", [1, 2, HEADS])
+def test_delay_heads_are_the_formula(
+    backend: str, delay_heads: int, gated: bool | str, steps: int, n_inner: int, key_size: int, value_size: int
+) -> None:
+    """Catches a turn without its sign, the wrong way, of the wrong head, or by the number of inner steps; a final state
+    or a gradient that stays in the moving frame. 70 steps are more than 2 K: a head comes round and starts again."""
+    projected, skip, state, starts = make_inputs(steps, key_size, value_size, gated)
+    leaves = [x.requires_grad_() for x in (projected, skip, state)]
+    delay = {"delay_heads": delay_heads, "n_inner": n_inner}
+    ours = fast_weight_heads(projected, skip, state, starts, gated=bool(gated), largest_strength=2.0, **delay)
+    theirs = formula(projected, skip, state, starts, "delta", gated, 2.0, **delay)
+    grads = [torch.randn_like(x) for x in ours]
+    for actual, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-10, rtol=1e-10)
+    actual_grads = torch.autograd.grad(ours, leaves, grads)
+    expected_grads = torch.autograd.grad(theirs, leaves, grads)
+    for actual, expected in zip(actual_grads, expected_grads, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("delay_heads", [0, 1])
 @pytest.mark.parametrize("used", [0, 1])
-def test_gradient_of_one_output(backend: str, used: int) -> None:
+def test_gradient_of_one_output(backend: str, used: int, delay_heads: int) -> None:
     """A loss on the outputs alone, or on the final state alone."""
     projected, skip, state, starts = make_inputs(7, 16, 16, gated=True)
     projected.requires_grad_()
-    ours = fast_weight_heads(projected, skip, state, starts, gated=True)[used]
-    theirs = formula(projected, skip, state, starts, "delta", True, 1.0)[used]
+    ours = fast_weight_heads(projected, skip, state, starts, gated=True, delay_heads=delay_heads)[used]
+    theirs = formula(projected, skip, state, starts, "delta", True, 1.0, delay_heads)[used]
     grad = torch.randn_like(ours)
     actual, expected = (torch.autograd.grad(x, projected, grad)[0] for x in (ours, theirs))
     torch.testing.assert_close(actual, expected, atol=1e-9, rtol=1e-9)
@@ -161,6 +195,16 @@ def test_half_precision_and_no_steps(backend: str) -> None:
     y, final = fast_weight_heads(projected[:0], skip, state, starts[:0])
     assert y.shape == (0, 5, HEADS * 16)
     assert torch.equal(final, state)
+
+
+@pytest.mark.parametrize("delay_heads", [-1, HEADS + 1])
+def test_wrong_number_of_delay_heads_is_explained(backend: str, delay_heads: int) -> None:
+    """Red if a compiled backend turns heads that are not there."""
+    projected, skip, state, starts = make_inputs(3, 16, 32, gated=False)
+    with pytest.raises(ValueError, match=f"between 0 and the number of heads, 3, got {delay_heads}"):
+        fast_weight_heads(projected, skip, state, starts, delay_heads=delay_heads)
+    with pytest.raises(ValueError, match="divide the number of steps, 3, got 2"):
+        fast_weight_heads(projected, skip, state, starts, n_inner=2)
 
 
 def test_wrong_width_is_explained() -> None:

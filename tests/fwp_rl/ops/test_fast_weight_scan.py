@@ -194,6 +194,101 @@ def test_kernel_refuses_a_second_derivative() -> None:
         gradient.sum().backward()
 
 
+# --------------------------------------------------------------------------------------------------------- delay heads
+
+
+def loop_with_matrix(
+    inputs: dict[str, Tensor], starts: Tensor, rule: str, delay_heads: int, n_inner: int
+) -> tuple[Tensor, Tensor]:
+    """S_t = (1 - beta k k^T) alpha P S_{t-1} + beta k v^T in plain loops, with P as a matrix."""
+    steps, batch, heads, key_size = inputs["q"].shape
+    shift = torch.zeros(key_size, key_size, dtype=torch.float64)
+    for i in range(key_size - 1):
+        shift[i + 1, i] = 1.0
+    shift[0, key_size - 1] = -1.0
+    one = torch.eye(key_size, dtype=torch.float64)
+    outputs, finals = [], []
+    for b, h in itertools.product(range(batch), range(heads)):
+        matrix = inputs["state"][b, h]
+        for t in range(steps):
+            q, k, v, beta = (inputs[name][t, b, h] for name in ("q", "k", "v", "beta"))
+            if starts[t, b]:
+                matrix = torch.zeros_like(matrix)
+            if h < delay_heads and t % n_inner == 0:
+                matrix = shift @ matrix
+            if "log_decay" in inputs:
+                matrix = torch.diag(inputs["log_decay"][t, b, h].exp().expand(key_size)) @ matrix
+            if rule == "delta":
+                matrix = (one - beta * torch.outer(k, k)) @ matrix
+            matrix = matrix + beta * torch.outer(k, v)
+            outputs.append(SCALE * matrix.T @ q)
+        finals.append(matrix)
+    y = torch.stack(outputs).unflatten(0, (batch, heads, steps)).permute(2, 0, 1, 3)
+    return y, torch.stack(finals).unflatten(0, (batch, heads))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("rule", "gated"), RULES)
+@pytest.mark.parametrize(
+    ("steps", "n_inner", "delay_heads", "key_size"),
+    [(1, 1, 1, 5), (33, 1, 1, 16), (33, 1, 2, 5), (12, 3, 1, 5)],  # 33 steps are more than 2 K, and three chunks
+)
+def test_delay_heads_are_the_definition(
+    backend: str, rule: str, gated: bool | str, steps: int, n_inner: int, delay_heads: int, key_size: int
+) -> None:
+    """Red if rows move the other way, without the sign, at every inner step, or in another head; if a start moves the
+    count of steps; if keys move modulo a padded size; or if the final state or a gradient stays in the moving frame."""
+    inputs, starts = make_inputs(steps, key_size=key_size, gated=gated), make_starts("random", steps)
+    delay = {"delay_heads": delay_heads, "n_inner": n_inner}
+    leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
+    outputs, final = loop_with_matrix(leaves, starts, rule, **delay)
+    generator = torch.Generator().manual_seed(1)
+    loss = sum((x * torch.randn(x.shape, generator=generator, dtype=torch.float64)).sum() for x in (outputs, final))
+    gradients = torch.autograd.grad(loss, list(leaves.values()))
+    expected = {"outputs": outputs.detach(), "final state": final.detach()}
+    expected |= {f"gradient of {name}": x for name, x in zip(leaves, gradients, strict=True)}
+    assert_close(run(inputs, starts, rule=rule, backend=backend, **delay), expected, TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_row_i_of_a_delay_head_holds_what_was_written_i_steps_ago(backend: str) -> None:
+    """What the heads are for; and after K steps it comes back with its sign turned."""
+    values = torch.randn(K + 3, V, dtype=torch.float64)
+    for i in range(K):
+        outputs = one_hot_scan([0] * (K + 3), values, [1.0] * (K + 3), [i] * (K + 3), delay_heads=1, backend=backend)
+        torch.testing.assert_close(outputs[i:], values[: K + 3 - i])
+    outputs = one_hot_scan(
+        [1] + [0] * K, values[: K + 1], [1.0] + [0.0] * K, [1] * (K + 1), delay_heads=1, backend=backend
+    )
+    torch.testing.assert_close(outputs[-1], -values[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("n_inner", [1, 2])
+def test_delay_heads_step_by_step_are_one_scan(backend: str, n_inner: int) -> None:
+    """Red if the state carries a phase: a scan that begins later must go on where the one before ended."""
+    inputs, starts = make_inputs(24, gated=True), make_starts("random", 24)
+    delay = {"delay_heads": 1, "n_inner": n_inner, "backend": backend}
+    outputs, final = fast_weight_scan(**inputs, episode_starts=starts, **delay)
+    state, pieces = inputs.pop("state"), []
+    for begin, end in ((0, 2), (2, 4), (4, 14), (14, 24)):
+        piece, state = fast_weight_scan(
+            **{name: x[begin:end] for name, x in inputs.items()}, state=state, episode_starts=starts[begin:end], **delay
+        )
+        pieces.append(piece)
+    torch.testing.assert_close(torch.cat(pieces), outputs, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(state, final, atol=1e-10, rtol=1e-10)
+
+
+def test_wrong_delay_heads_are_explained() -> None:
+    inputs = make_inputs(5) | {"episode_starts": make_starts("none", 5)}
+    for wrong in (-1, H + 1):
+        with pytest.raises(ValueError, match=f"delay_heads must lie between 0 and the number of heads, 2, got {wrong}"):
+            fast_weight_scan(**inputs, delay_heads=wrong)
+    with pytest.raises(ValueError, match="n_inner must be at least 1 and divide the number of steps, 5, got 2"):
+        fast_weight_scan(**inputs, n_inner=2)
+
+
 # ------------------------------------------------------------------------------------------------ what the rule means
 
 
