@@ -21,7 +21,7 @@ SCRIPTS = sorted(file.stem for file in (ROOT / "benchmarks").glob("*.py") if fil
 
 
 # These only train, from the command line or not, as other tests do.
-LONG = ("ablation", "bsuite", "envpool", "packages", "unlearning")
+LONG = ("ablation", "bsuite", "delay_heads", "envpool", "packages", "unlearning")
 # In processes of their own: one registers memories, for the other Triton decides at import that it interprets.
 APART = ("ablation", "gpu")
 
