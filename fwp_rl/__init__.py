@@ -9,6 +9,7 @@ from fwp_rl.inspection import audit_gradients, inspect_memory
 from fwp_rl.matching import matched, memory_size
 from fwp_rl.memories import (
     AdditiveConfig,
+    AttentionConfig,
     DeltaConfig,
     DeltaLSTMConfig,
     DeltaMLPConfig,
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdditiveConfig",
+    "AttentionConfig",
     "DeltaConfig",
     "DeltaLSTMConfig",
     "DeltaMLPConfig",

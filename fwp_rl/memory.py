@@ -15,7 +15,7 @@ The contract (`fwp_rl.testing.check_memory` is the same list as code):
 7.  Shapes and dtypes are fixed points. A state goes in and comes out with the same structure, shapes and dtype.
 8.  Purity. Nothing is mutated; the module holds no run-time state.
 9.  Stability. Outputs and state stay finite over 10 000 steps of unit-variance noise.
-10. Gradient reaches back. The gradient of `outputs[t]` with respect to `inputs[t - n]` is not cut for n < T.
+10. Gradient reaches back. Where `outputs[t]` depends on `inputs[t - n]`, n < T, the gradient is not cut on the way.
 
 Detaching a state between segments is the caller's act, never the memory's.
 """

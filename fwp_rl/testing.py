@@ -291,11 +291,24 @@ def _gradient_reaches_back(trial: Trial) -> None:
     inputs, state = _leaf(trial.inputs), map_state(_leaf, trial.state)
     outputs, _ = trial.memory.scan(inputs, state, trial.no_starts)
     gradients = list(_gradients(_weighed(outputs[-1]), inputs, state))
+
+    def unchanged(other_inputs: Tensor, other_state: State) -> Tensor:
+        """Rows whose last outputs stay: on what a window has left, say, nothing depends, and no gradient leads there."""
+        with torch.no_grad():
+            others, _ = trial.memory.scan(other_inputs, other_state, trial.no_starts)
+        return (others[-1] == outputs[-1]).all(-1)
+
     for n in range(1, T):
         reached = gradients[0][0][T - 1 - n].any(-1)
+        if not reached.all():
+            other = inputs.detach().clone()
+            other[T - 1 - n] = torch.randn_like(other[T - 1 - n])
+            reached |= unchanged(other, state)
         _require(bool(reached.all()), f"no gradient from outputs[t] to inputs[t - {n}]: it is cut on the way")
-    for gradient, what in gradients[1:]:
-        _require(bool(gradient.any()), f"no gradient from the last outputs to the {what}")
+    for (gradient, what), leaf in zip(gradients[1:], state_leaves(state), strict=True):
+        if not gradient.any():
+            other_state = map_state(lambda x, leaf=leaf: x + torch.randn_like(x) if x is leaf else x, state)
+            _require(bool(unchanged(inputs, other_state).all()), f"no gradient from the last outputs to the {what}")
     for starts in (trial.no_starts, trial.episode_starts):
         _gradient_is_slope(trial, starts)
 

@@ -1,6 +1,7 @@
 """The memory types, one file each; importing this package registers them."""
 
 from fwp_rl.memories.additive import AdditiveConfig
+from fwp_rl.memories.attention import AttentionConfig
 from fwp_rl.memories.continuous_delta import ContinuousDeltaConfig
 from fwp_rl.memories.delta import DeltaConfig
 from fwp_rl.memories.delta_lstm import DeltaLSTMConfig
@@ -22,6 +23,7 @@ from fwp_rl.memories.srwm import SRWMConfig
 
 __all__ = [
     "AdditiveConfig",
+    "AttentionConfig",
     "ContinuousDeltaConfig",
     "DeltaConfig",
     "DeltaLSTMConfig",
