@@ -107,7 +107,7 @@ class Preset:
         return f"{self.summary} Memory also reads: {' and '.join(inputs) if inputs else 'nothing else'}."
 
 
-def _answers(summary: str, env_id: str, *, n_steps: int = 64, n_envs: int = 32, **options: OptionValue) -> Preset:
+def _answers(summary: str, env_id: str, *, n_steps: int = 64, **options: OptionValue) -> Preset:
     """One of the tiny vectorised tasks in which every right answer is rewarded at once.
 
     `n_steps` is a multiple of the length of an episode: whole episodes fill a rollout, so that gradient reaches back
@@ -117,7 +117,7 @@ def _answers(summary: str, env_id: str, *, n_steps: int = 64, n_envs: int = 32, 
         env_id=env_id,
         env_options=options,
         ppo=dataclasses.replace(_ANSWER_PPO, n_steps=n_steps),
-        n_envs=n_envs,
+        n_envs=32,
         total_timesteps=1_000_000,
         eval_every=50_000,
         stop_at_return=0.95,  # of 1
@@ -239,13 +239,9 @@ _PRESETS = {
         config=dataclasses.replace(_ENDLESS_T_MAZE, env_options={"n_corridors": 10}),
     ),
     "fwp/RepeatPrevious-v0": _answers("Say what was shown a few steps ago.", "fwp/RepeatPrevious-v0"),
-    # Seven steps of eight are asked, as with k=4. Fewer environments for longer rollouts, or updates would be rare.
-    "repeat-previous-16": _answers(
-        "The same with 16 steps.", "fwp/RepeatPrevious-v0", n_steps=128, n_envs=16, k=16, episode_length=128
-    ),
-    "repeat-previous-31": _answers(
-        "The same with 31 steps.", "fwp/RepeatPrevious-v0", n_steps=248, n_envs=16, k=31, episode_length=248
-    ),
+    # As long as a rollout: with longer episodes updates are rare, and a delay is learned in four times as many steps.
+    "repeat-previous-16": _answers("The same with 16 steps.", "fwp/RepeatPrevious-v0", k=16, episode_length=64),
+    "repeat-previous-31": _answers("The same with 31 steps.", "fwp/RepeatPrevious-v0", k=31, episode_length=64),
     "fwp/KeyValueRecall-v0": _answers("Say what was written last under a key.", "fwp/KeyValueRecall-v0"),
     "key-value-8": _answers(
         "The same with twice as many keys.", "fwp/KeyValueRecall-v0", n_keys=8, n_writes=24, n_queries=8
