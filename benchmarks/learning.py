@@ -85,6 +85,7 @@ def row(question: Question, memory: str, seed: int, directory: pathlib.Path) -> 
         "success_interval": [summary.success_low, summary.success_high],
         "return_mean": summary.return_mean,
         "length_mean": summary.length_mean,
+        "mmer": max((value for _, value in curve), default=None),
         "curve": curve[:: max(1, len(curve) // 120)],
     }
 
@@ -122,8 +123,9 @@ def as_markdown(name: str, question: Question, result: dict[str, Any]) -> str:
         *(f"With {' '.join(flags)}: {memory}\n" for memory, flags in question.flags_of.items()),
         *((f"Published: {question.published_by}.\n",) if question.published else ()),
         f"| memory | parameters | {question.measure.replace('_', ' ')} by seed | steps by seed (thousands) | |"
+        + " MMER by seed |" * question.mmer
         + " published |" * bool(question.published),
-        "|---|---|---|---|---|" + "---|" * bool(question.published),
+        "|---|---|---|---|---|" + "---|" * question.mmer + "---|" * bool(question.published),
     ]
     for memory in question.memories:
         of = [r for r in rows if r["memory"] == memory]
@@ -133,6 +135,8 @@ def as_markdown(name: str, question: Question, result: dict[str, Any]) -> str:
         values = ", ".join(f"{r[question.measure]:.{digits}f}" for r in of)
         steps = ", ".join(f"{r['steps'] / 1000:.0f}" for r in of)
         line = f"| {memory} | {of[0]['parameters']:,} | {values} | {steps} | {verdict(question, rows, memory)} |"
+        if question.mmer:
+            line += " " + ", ".join(f"{r['mmer']:.3f}" for r in of) + " |"
         lines.append(line + f" {question.published.get(memory, '')} |" * bool(question.published))
     return "\n".join(lines) + f"\n\n![learning curves](learning_{name}.png)\n"
 

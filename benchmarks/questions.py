@@ -29,6 +29,8 @@ class Question:
     published: dict[str, str] = field(default_factory=dict)
     """What others report for these memories, as `measure`."""
     published_by: str = ""
+    mmer: bool = False
+    """Show the maximum over training of the mean return of the last 100 episodes, too: what POPGym reports."""
     control_steps: int | None = None
     """Steps for the agent without memory, which never ends early, and for those that are predicted to fail. None:
     those of the preset."""
@@ -49,6 +51,10 @@ MEMORY_ARGUMENTS = {
         *("memory:delta", "--memory.n-heads", "1", "--memory.key-size", "16"),
         *("--memory.value-size", "16"),
     ),
+    # with and without a delay head, whatever the default is
+    "delta_delay": ("memory:delta", "--memory.delay-heads", "1"),
+    "delta_plain": ("memory:delta", "--memory.delay-heads", "0"),
+    "delta_delay_64": ("memory:delta", "--memory.delay-heads", "1", "--memory.key-size", "64"),
     "lstm_256": ("memory:lstm", "--memory.hidden-size", "256"),
     "gru_256": ("memory:gru", "--memory.hidden-size", "256"),
 }
@@ -83,6 +89,41 @@ def _popgym(
         flags=("--total-timesteps", "1000000"),
         published=published,
         published_by=published_by,
+    )
+
+
+def _order(k: int, *, bar: float, stop_at: str) -> Question:
+    return Question(
+        text=f"What was shown {k} steps ago, 500k steps",
+        env_id="fwp/RepeatPrevious-v0",
+        memories=("delta_delay", "attention", "lstm", "gru", "delta_plain", "none"),
+        n_seeds=5,
+        measure="return_mean",
+        bar=bar,
+        control=(0.2, 0.3),
+        flags=("--total-timesteps", "500000", "--stop-at-return", stop_at),
+        eval_every=10_000,
+        predicted_to_fail=("delta_plain",),
+        control_steps=500_000,
+    )
+
+
+def _popgym_order(
+    level: str, steps: int, *, memories: tuple[str, ...], bar: float, stop_at: str, published: str
+) -> Question:
+    return Question(
+        text=f"POPGym RepeatPrevious{level}, {steps // 1000:,}k steps",
+        env_id=f"popgym-RepeatPrevious{level}-v0",
+        memories=memories,
+        n_seeds=5,
+        measure="return_mean",
+        bar=bar,
+        control=(-0.55, -0.35),
+        flags=("--total-timesteps", str(steps), "--stop-at-return", stop_at),
+        eval_every=25_000,
+        mmer=True,
+        published={memories[0]: published},
+        published_by="Morad et al. 2023 (arXiv 2303.01859), best of 13 memories after 15M steps, as MMER",
     )
 
 
@@ -135,6 +176,27 @@ QUESTIONS = {
         eval_every=50_000,
         predicted_to_fail=_PARALLEL,
         control_steps=500_000,
+    ),
+    "order-4": dataclasses.replace(
+        _order(4, bar=0.98, stop_at="0.99"),
+        text="What was shown 4 steps ago, 500k steps (a delay head: 150k)",
+        flags_of={"delta_delay": ("--total-timesteps", "150000")},
+    ),
+    "order-31": dataclasses.replace(
+        _order(31, bar=0.9, stop_at="0.95"),
+        flags=("--preset", "repeat-previous-31", "--total-timesteps", "500000", "--stop-at-return", "0.95"),
+    ),
+    "reverse": Question(
+        text="A sequence of 12 said backwards, two blocks, 1M steps",
+        env_id="fwp/Copy-v0",
+        memories=("delta_delay", "delta_plain", "lstm", "none"),
+        n_seeds=3,
+        measure="return_mean",
+        bar=0.9,
+        control=(0.2, 0.3),
+        flags=("--preset", "copy-reverse", "--n-blocks", "2"),
+        eval_every=50_000,
+        predicted_to_fail=("delta_plain",),
     ),
     "key-value": Question(
         text="Key-value recall with overwriting: 4 keys, 12 writes, 1M steps",
@@ -206,6 +268,20 @@ QUESTIONS = {
         control=(-0.55, -0.35),
         published={"gru_256": "0.999"},
         published_by="Le et al. 2025, after 15M steps; the best of them all",
+    ),
+    "popgym-order-easy": _popgym_order(
+        "Easy",
+        300_000,
+        memories=("delta_delay", "delta_plain", "lstm", "gru", "none"),
+        bar=0.98,
+        stop_at="0.99",
+        published="1.000",
+    ),
+    "popgym-order-medium": _popgym_order(
+        "Medium", 600_000, memories=("delta_delay", "lstm", "gru", "none"), bar=0.9, stop_at="0.95", published="0.789"
+    ),
+    "popgym-order-hard": _popgym_order(
+        "Hard", 2_500_000, memories=("delta_delay_64", "none"), bar=0.9, stop_at="0.93", published="0.191"
     ),
     "popgym-autoencode": _popgym(
         "AutoencodeEasy",
