@@ -3,8 +3,9 @@
     sheet = Sheet(recording, title, scales, overlay="memory")
     sheet.picture(t)
 
-Every memory gets the same panels. Fast weights are drawn head by head, with what the step wrote below; activations
-with how they changed. Only fast weights have a retrieval map. Colours mean the same in all pictures of a recording.
+Every memory gets the same panels. Fast weights are drawn head by head, with what the step wrote below; delay heads
+come first, and one line says that their rows are times. Activations are drawn with how they changed. Only fast weights
+have a retrieval map. Colours mean the same in all pictures of a recording.
 """
 
 from collections.abc import Iterable, Sequence
@@ -164,6 +165,9 @@ class Sheet:
         if weights:
             page.text(x, y + _CELLS, "bars: write strength", fill=ACCENT)
             page.text(x + 126, y + _CELLS, "surprise", fill=SECOND)
+            if weights.delay_heads:
+                heads = "head 1" if weights.delay_heads == 1 else f"heads 1 to {weights.delay_heads}"
+                page.text(x + _MIDDLE, y + _CELLS, f"row i of {heads}: i steps ago", anchor="ra")
 
     def _pairs(self, now: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Matrices, and what the step did to each."""

@@ -59,6 +59,9 @@ class FastWeights:
     """`[T, T]`: the same of all heads. Where they are those of a `FastWeightBlock`, of what the block gets from
     them (`fwp_rl.inspection.read_out`); else of their reads side by side."""
 
+    delay_heads: int = 0
+    """The first heads, in which what was written under row 0 lies in row i after i steps."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
@@ -249,6 +252,7 @@ def folded(trace: MemoryTrace, layers: object = None) -> FastWeights:
         erased=array(trace.largest(trace.erased)[:, 0]),
         contributions=array(trace.contributions[:, 0]),
         retrieval=array(retrieval[:, 0]),
+        delay_heads=trace.delay_heads,
     )
 
 

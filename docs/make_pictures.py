@@ -1,11 +1,12 @@
-"""The pictures of docs/memories.md: one for each registered memory.
+"""The pictures of docs/memories.md: one for each registered memory, and one of delay heads.
 
-    python docs/make_pictures.py                 # all
-    python docs/make_pictures.py delta lstm      # these
+    python docs/make_pictures.py                          # all
+    python docs/make_pictures.py delta lstm delay_heads   # these
 
 Left, of a memory of fast weights: what its rule does with keys and values written by hand, as the exact retrieval map.
 Left, of any other memory: the closest thing that it has, the gradient of each output with respect to each input.
 Right: how far back the gradient reaches in a freshly initialised memory of default size, beside all the others.
+The picture of delay heads shows one head that always writes under row 0, without a delay and with it.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from fwp_rl import audit_gradients, memory_configs
 from fwp_rl.inspection import Inspectable, MemoryTrace, trace_heads
+from fwp_rl.layers import HeadInputs
 from fwp_rl.memory import Memory
 
 FOLDER = pathlib.Path(__file__).parent / "memories"
@@ -47,6 +49,11 @@ SCRIPT: list[tuple[str, float, str]] = [
 START = 8
 KEYS = "ABC"
 
+READ_ROWS = [0, 0, 1, 2, 3, 1, 0, 1, 2, 3, 2, 1]
+"""Row that is read at each step of a head that always writes under row 0; an episode starts before step 6."""
+DELAY_START = 6
+DELAY_HEADS = "delay_heads"
+
 
 def scripted(memory: Inspectable) -> MemoryTrace:
     """What the rule of the memory does with the script: one head, orthogonal keys."""
@@ -69,25 +76,60 @@ def scripted(memory: Inspectable) -> MemoryTrace:
         beta=torch.tensor([strength for _, strength, _ in SCRIPT], dtype=torch.float64)[:, None, None],
         log_decay=None if heads.log_decay is None else decay,
         state=torch.zeros(1, 1, len(KEYS) + 1, steps, dtype=torch.float64),
+        delay_heads=0,
     )
     return trace_heads(heads, starts)
 
 
-def draw_retrieval(axes: Axes, trace: MemoryTrace) -> None:
+def scripted_delay(delay_heads: int) -> MemoryTrace:
+    """One head with the delta rule that writes every value under row 0."""
+    steps, rows = len(READ_ROWS), max(READ_ROWS) + 2
+    starts = torch.zeros(steps, 1, dtype=torch.bool)
+    starts[DELAY_START] = True
+    heads = HeadInputs(
+        q=F.one_hot(torch.tensor(READ_ROWS), rows).double()[:, None, None],
+        k=F.one_hot(torch.zeros(steps, dtype=torch.int64), rows).double()[:, None, None],
+        v=torch.eye(steps, dtype=torch.float64)[:, None, None],
+        beta=torch.ones(steps, 1, 1, dtype=torch.float64),
+        log_decay=None,
+        state=torch.zeros(1, 1, rows, steps, dtype=torch.float64),
+        rule="delta",
+        delay_heads=delay_heads,
+    )
+    return trace_heads(heads, starts)
+
+
+def draw_weights(axes: Axes, trace: MemoryTrace, start: int) -> None:
     """The weight of every write in every read."""
     weights = trace.retrieval[:, 0, 0]
     axes.imshow(weights, cmap="RdBu", vmin=-1, vmax=1)
     for t, s in weights.nonzero().tolist():
         weight = float(weights[t, s])
         axes.text(s, t, f"{weight:.2f}".rstrip("0").rstrip("."), ha="center", va="center", fontsize=6.5, color="white")
+    for line in (axes.axhline, axes.axvline):
+        line(start - 0.5, color="black", linewidth=0.8, linestyle=":")
+
+
+def draw_delay_heads(left: Axes, right: Axes) -> None:
+    """The same writes and reads without a delay, and in a delay head."""
+    for axes, delay_heads, title in ((left, 0, "rows stay"), (right, 1, "delay head: rows move down before each step")):
+        draw_weights(axes, scripted_delay(delay_heads), DELAY_START)
+        axes.set_xticks(range(len(READ_ROWS)))
+        axes.set_yticks(range(len(READ_ROWS)), [f"{row}" for row in READ_ROWS])
+        axes.set_xlabel("step that wrote, always under row 0")
+        axes.set_ylabel("row that is read, step by step")
+        axes.set_title(title, fontsize=9)
+
+
+def draw_retrieval(axes: Axes, trace: MemoryTrace) -> None:
+    """The weight of every write in every read of the script."""
+    draw_weights(axes, trace, START)
     half = "½"
     axes.set_xticks(range(len(SCRIPT)), [f"{half if b == 0.5 else ''}{key}" for key, b, _ in SCRIPT])
     axes.set_yticks(range(len(SCRIPT)), [read for _, _, read in SCRIPT])
     axes.set_xlabel("written key, step by step (½: half strength)")
     axes.set_ylabel("key that is read")
     axes.set_title("what each read consists of", fontsize=9)
-    for line in (axes.axhline, axes.axvline):
-        line(START - 0.5, color="black", linewidth=0.8, linestyle=":")
 
 
 def draw_gradients(axes: Axes, memory: Memory) -> None:
@@ -126,7 +168,7 @@ def main() -> None:
     """Draw the memories named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="registered memories; all of them if none is named")
-    names = parser.parse_args().names or list(memory_configs())
+    names = parser.parse_args().names or [*memory_configs(), DELAY_HEADS]
     FOLDER.mkdir(exist_ok=True)
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -135,12 +177,15 @@ def main() -> None:
     reaches = {name: audit_gradients(memory, inputs).norms for name, memory in memories.items()}
     for name in names:
         figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), width_ratios=(1, 1), layout="constrained")
-        draw_reach(right, reaches, name)
-        memory = memories[name]
-        if isinstance(memory, Inspectable):
-            draw_retrieval(left, scripted(memory))
+        if name == DELAY_HEADS:
+            draw_delay_heads(left, right)
         else:
-            draw_gradients(left, memory)
+            draw_reach(right, reaches, name)
+            memory = memories[name]
+            if isinstance(memory, Inspectable):
+                draw_retrieval(left, scripted(memory))
+            else:
+                draw_gradients(left, memory)
         for axes in (left, right):
             axes.tick_params(labelsize=7)
             axes.xaxis.label.set_size(8)
