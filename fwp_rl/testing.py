@@ -293,10 +293,10 @@ def _gradient_reaches_back(trial: Trial) -> None:
     gradients = list(_gradients(_weighed(outputs[-1]), inputs, state))
 
     def unchanged(other_inputs: Tensor, other_state: State) -> Tensor:
-        """Rows whose last outputs stay: on what a window has left, say, nothing depends, and no gradient leads there."""
+        """Rows whose last outputs stay: nothing depends on what a window has left, say, so no gradient leads there."""
         with torch.no_grad():
             others, _ = trial.memory.scan(other_inputs, other_state, trial.no_starts)
-        return (others[-1] == outputs[-1]).all(-1)
+        return torch.isclose(others[-1], outputs[-1], rtol=TOLERANCE, atol=TOLERANCE).all(-1)
 
     for n in range(1, T):
         reached = gradients[0][0][T - 1 - n].any(-1)

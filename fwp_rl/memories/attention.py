@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from fwp_rl.layers import ResidualBlock, linear, require_positive_sizes
@@ -14,8 +14,8 @@ from fwp_rl.ops.rnn_scan import full_precision
 from fwp_rl.registry import register
 from fwp_rl.state import State
 
-WINDOWS = 8
-"""Period of the slowest rotation, in windows: over one of them it hardly turns."""
+PERIOD = 8
+"""Of the slowest rotation, in windows: within one of them it hardly turns."""
 
 
 @register("attention")
@@ -54,11 +54,13 @@ class Attention(Memory):
     whole number of times in 8 windows, so that steps are counted modulo 8 w, and no episode is too long to be counted.
     A channel that is left over does not turn. The block around it is that of `delta`.
 
-    State: one row for each of the last w - 1 steps, `[B, w - 1, H (K + V) + 1]`: keys and values of all heads, and 1
-    + the number of the step in its episode, modulo 8 w; 0 where there was no step. None for w = 1.
+    State: a row for each of the last w - 1 steps, `[B, w - 1, H (K + V) + 1]`: keys and values of all heads, and the
+    number of the step in its episode, 1 ... 8 w and from 1 again, divided by 8 w; 0 where there was no step. None for
+    w = 1.
     """
 
     turns: Tensor
+    """Of each pair of channels in a period."""
 
     def __init__(self, input_size: int, config: AttentionConfig) -> None:
         super().__init__()
@@ -71,8 +73,8 @@ class Attention(Memory):
         self.norm = nn.LayerNorm(c.width)
         self.project = linear(c.width, c.n_heads * (2 * c.key_size + c.value_size))
         self.block = ResidualBlock(input_size, c.width, c.n_heads * c.value_size, c.expansion)
-        # of each pair in 8 windows
-        turns = torch.logspace(math.log10(WINDOWS * c.window / (2 * math.pi)), 0.0, c.key_size // 2).round()
+        self.period = PERIOD * c.window
+        turns = torch.logspace(math.log10(self.period / (2 * math.pi)), 0.0, c.key_size // 2).round()
         self.register_buffer("turns", turns, persistent=False)
 
     def initial_state(self, batch_size: int) -> State:
@@ -104,11 +106,12 @@ class Attention(Memory):
         """Queries, and the rows that the state keeps of these steps."""
         c = self.config
         qk, v = projected.split([2 * c.n_heads * c.key_size, c.n_heads * c.value_size], dim=-1)
-        period = WINDOWS * c.window
-        place = _places(past, episode_starts) % period
-        angles = place[..., None] * self.turns % period * (2 * math.pi / period)
+        last = self._numbers(past[:, -1]) if c.window > 1 else past.new_zeros(len(past))
+        # Who attends to a last row that is no number sees that anyway.
+        numbers = _counted_on(last.masked_fill(~last.isfinite(), 0.0), episode_starts, self.period)
+        angles = numbers[..., None] * self.turns % self.period * (2 * math.pi / self.period)
         q, k = _rotated(qk.unflatten(-1, (-1, c.key_size)), angles).chunk(2, dim=2)
-        return q, torch.cat([k.flatten(2), v, place[..., None] + 1], dim=-1)
+        return q, torch.cat([k.flatten(2), v, numbers[..., None] / self.period], dim=-1)
 
     def _attend_once(
         self,
@@ -120,9 +123,9 @@ class Attention(Memory):
         """One step: the past is copied once, without its oldest row."""
         rows = torch.cat([past, row.transpose(0, 1)], dim=1)
         rows[:, :-1].masked_fill_(episode_starts[0, :, None, None], 0.0)
-        numbers = rows[..., -1].detach()
+        numbers = self._numbers(rows)
         # 0 times a number: what is none is seen.
-        mask = (0.0 * numbers).masked_fill(numbers.abs() < 0.5, -torch.inf)
+        mask = (0.0 * numbers).masked_fill(numbers == 0, -torch.inf)
         k, v = self._keys_and_values(rows)
         y = F.scaled_dot_product_attention(q[0, :, :, None], k, v, mask[:, None, None])
         return y.flatten(1)[None], rows[:, 1:]
@@ -137,8 +140,7 @@ class Attention(Memory):
         """All steps at once: chunks of time, of about the window, each with the rows that it can attend to."""
         n_steps, n_past = len(q), past.shape[1]
         rows = torch.cat([past, rows.transpose(0, 1)], dim=1)
-        episode = episode_starts.T.cumsum(1)  # 0 is that of the past
-        episode_of_row = F.pad(episode, (n_past, 0)).masked_fill(rows[..., -1].abs() < 0.5, -1)
+        episode, episode_of_row = self._episodes(rows, episode_starts)
         gone = episode_of_row[:, n_steps:] != episode[:, -1:]
         final = rows[:, n_steps:].masked_fill(gone[..., None], 0.0)
 
@@ -155,16 +157,14 @@ class Attention(Memory):
             rows = F.pad(rows, (0, 0, 0, padding))
             # all of one episode, so that they attend to one another
             episode, episode_of_row, broken = (F.pad(x, (0, padding)) for x in (episode, episode_of_row, broken))
-        rows, episode_of_row, broken = (
-            x.unfold(1, n_past + chunk_length, chunk_length) for x in (rows, episode_of_row, broken)
-        )
-        k, v = self._keys_and_values(rows.mT.flatten(0, 1))
-
-        steps = torch.arange(n_past + chunk_length, device=q.device)
-        ago = steps[n_past:, None] - steps
-        near = (ago >= 0) & (ago <= n_past)
-        same = episode.unflatten(1, (-1, chunk_length))[..., None] == episode_of_row[:, :, None]
-        allowed = same & near  # [B, n, C, S]
+        if n_steps > chunk_length:
+            size = n_past + chunk_length
+            rows, episode_of_row, broken = (x.unfold(1, size, chunk_length) for x in (rows, episode_of_row, broken))
+            rows = rows.mT
+        else:
+            rows, episode_of_row, broken = (x[:, None] for x in (rows, episode_of_row, broken))
+        k, v = self._keys_and_values(rows.flatten(0, 1))
+        allowed = self._allowed(episode.unflatten(1, (-1, chunk_length)), episode_of_row)  # [B, n, C, S]
         q = q.unflatten(0, (-1, chunk_length)).permute(2, 0, 3, 1, 4).flatten(0, 1)
         y = F.scaled_dot_product_attention(q, k, v, allowed.flatten(0, 1)[:, None])
         y = y.unflatten(0, allowed.shape[:2]).permute(1, 3, 0, 2, 4).flatten(0, 1).flatten(2)
@@ -176,15 +176,34 @@ class Attention(Memory):
         parts = rows.split([c.n_heads * c.key_size, c.n_heads * c.value_size, 1], dim=-1)[:2]
         return [part.unflatten(-1, (c.n_heads, -1)).transpose(1, 2) for part in parts]
 
+    def _numbers(self, rows: Float[Tensor, "*batch R"]) -> Float[Tensor, "*batch"]:
+        """The number of the step in its episode, modulo the period; 0 where there is none."""
+        return (rows[..., -1].detach() * self.period).round()
 
-def _places(past: Float[Tensor, "B C R"], episode_starts: Bool[Tensor, "T B"]) -> Float[Tensor, "T B"]:
-    """The number of each step in its episode, counted on from that of the last row."""
-    steps = torch.arange(len(episode_starts), device=past.device)[:, None]
+    def _episodes(
+        self, rows: Float[Tensor, "B S R"], episode_starts: Bool[Tensor, "T B"]
+    ) -> tuple[Int64[Tensor, "B T"], Int64[Tensor, "B S"]]:
+        """Of each step and of each row; 0 is that of the past, -1 that of no step."""
+        episode = episode_starts.T.cumsum(1)
+        of_row = F.pad(episode, (self.config.window - 1, 0))
+        return episode, of_row.masked_fill(self._numbers(rows) == 0, -1)
+
+    def _allowed(
+        self, episode: Int64[Tensor, "*batch T"], episode_of_row: Int64[Tensor, "*batch S"]
+    ) -> Bool[Tensor, "*batch T S"]:
+        """Which rows each step attends to: of its episode, no later, within the window."""
+        steps = torch.arange(episode_of_row.shape[-1], device=episode.device)
+        ago = steps[self.config.window - 1 :, None] - steps
+        near = (ago >= 0) & (ago < self.config.window)
+        return (episode[..., :, None] == episode_of_row[..., None, :]) & near
+
+
+def _counted_on(last: Float[Tensor, " B"], episode_starts: Bool[Tensor, "T B"], period: int) -> Float[Tensor, "T B"]:
+    """The number of each step in its episode, 1 ... `period` and from 1 again, where `last` was that before."""
+    steps = torch.arange(len(episode_starts), device=last.device)[:, None]
     start = torch.where(episode_starts, steps, -1).cummax(0).values
-    first = past[:, -1, -1] if past.shape[1] else past.new_zeros(len(past))
-    # Whoever attends to a last row that is no number sees that without its number.
-    first = first.masked_fill(~first.isfinite(), 0.0)
-    return torch.where(start < 0, first + steps, (steps - start).to(past.dtype))
+    before = torch.where(start < 0, last + steps, (steps - start).to(last.dtype))
+    return before % period + 1
 
 
 def _rotated(x: Float[Tensor, "T B G K"], angles: Float[Tensor, "T B P"]) -> Float[Tensor, "T B G K"]:

@@ -46,7 +46,7 @@ def turned(x: Tensor, steps: Tensor, turns: list[int], period: int) -> Tensor:
     """Pairs of channels i and i + K // 2, each turned by its angle for so many steps."""
     parts, half = list(x.unbind()), len(turns)
     for i, n in enumerate(turns):
-        angle = 2 * math.pi * n / period * steps
+        angle = 2 * math.pi * n / period * steps.detach()  # counted in whole steps: no gradient
         a, b = x[i], x[half + i]
         parts[i] = a * angle.cos() - b * angle.sin()
         parts[half + i] = a * angle.sin() + b * angle.cos()
@@ -67,15 +67,15 @@ def by_definition(memory: Any, inputs: Tensor, state: Any, starts: Tensor) -> tu
     for b in range(inputs.shape[1]):
         kept: list[tuple[Tensor, Tensor, Tensor]] = []  # number in the episode, keys and values of all heads
         for row in state[b] if isinstance(state, Tensor) else ():
-            if row[-1] >= 0.5:
+            if row[-1] > 0:
                 keys, values = row[: H * K].unflatten(0, (H, K)), row[H * K : -1].unflatten(0, (H, V))
-                number = row[-1] - 1
+                number = row[-1] * period
                 kept.append((number, torch.stack([turned(key, -number, turns, period) for key in keys]), values))
         row_reads = []
         for t in range(len(inputs)):
             if starts[t, b]:
                 kept = []
-            number = kept[-1][0] + 1 if kept else torch.zeros((), dtype=inputs.dtype)
+            number = kept[-1][0].detach() + 1 if kept else torch.ones((), dtype=inputs.dtype)
             kept = [*kept, (number, k[t, b], v[t, b])][-window:]
             heads = []
             for h in range(H):
@@ -86,7 +86,11 @@ def by_definition(memory: Any, inputs: Tensor, state: Any, starts: Tensor) -> tu
         reads.append(torch.stack(row_reads))
         rows = [
             torch.cat(
-                [*(turned(key, number, turns, period) for key in keys), values.flatten(), number[None] % period + 1]
+                [
+                    *(turned(key, number, turns, period) for key in keys),
+                    values.flatten(),
+                    ((number - 1) % period + 1)[None] / period,
+                ]
             )
             for number, keys, values in (kept[-(window - 1) :] if window > 1 else [])
         ]
