@@ -119,7 +119,11 @@ def _popgym_order(
         measure="return_mean",
         bar=bar,
         control=(-0.55, -0.35),
-        flags=("--total-timesteps", str(steps), "--stop-at-return", stop_at),
+        # An answer is rewarded at once, as in the preset of fwp/RepeatPrevious-v0.
+        flags=(
+            *("--total-timesteps", str(steps), "--stop-at-return", stop_at),
+            *("--ppo.learning-rate", "1e-3", "--ppo.gamma", "0.5", "--ppo.gae-lambda", "0.5"),
+        ),
         eval_every=25_000,
         mmer=True,
         published={memories[0]: published},
