@@ -104,7 +104,7 @@ def _order(k: int, *, bar: float, stop_at: str) -> Question:
         flags=("--total-timesteps", "500000", "--stop-at-return", stop_at),
         eval_every=10_000,
         predicted_to_fail=("delta_plain",),
-        control_steps=500_000,
+        control_steps=300_000,
     )
 
 
@@ -125,6 +125,8 @@ def _popgym_order(
             *("--ppo.learning-rate", "1e-3", "--ppo.gamma", "0.5", "--ppo.gae-lambda", "0.5"),
         ),
         eval_every=25_000,
+        predicted_to_fail=("delta_plain",),
+        control_steps=300_000,
         mmer=True,
         published={memories[0]: published},
         published_by="Morad et al. 2023 (arXiv 2303.01859), best of 13 memories after 15M steps, as MMER",
@@ -193,14 +195,14 @@ QUESTIONS = {
     "reverse": Question(
         text="A sequence of 12 said backwards, two blocks, 1M steps",
         env_id="fwp/Copy-v0",
-        memories=("delta_delay", "delta_plain", "lstm", "none"),
+        memories=("delta_delay", "lstm", "none"),
         n_seeds=3,
         measure="return_mean",
         bar=0.9,
         control=(0.2, 0.3),
         flags=("--preset", "copy-reverse", "--n-blocks", "2"),
         eval_every=50_000,
-        predicted_to_fail=("delta_plain",),
+        control_steps=300_000,
     ),
     "key-value": Question(
         text="Key-value recall with overwriting: 4 keys, 12 writes, 1M steps",
