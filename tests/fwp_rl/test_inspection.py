@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fwp_rl import (
     AdditiveConfig,
+    AttentionConfig,
     DeltaConfig,
     FastWeightMemoryConfig,
     GatedDeltaConfig,
@@ -19,7 +20,7 @@ from fwp_rl import (
     build_memory,
     inspect_memory,
 )
-from fwp_rl.inspection import Inspectable, MemoryTrace, gradient_audit, read_out, trace_heads
+from fwp_rl.inspection import AttentionTrace, Inspectable, MemoryTrace, gradient_audit, read_out, trace_heads
 from fwp_rl.layers import FastWeightBlock, HeadInputs, normalised_reads
 from fwp_rl.memory import Memory, MemoryConfig
 from fwp_rl.ops import unit
@@ -101,7 +102,28 @@ def test_retrieval_map_gives_the_reads(name: str) -> None:
     assert trace.from_state[:, 3].abs().max() > 1e-3  # else the initial state was not tested
 
 
-@pytest.mark.parametrize("name", ["additive", "delta", "gated_delta"])
+def test_erased_and_overlap_of_a_delay_head_follow_its_rows() -> None:
+    """Red if a key is compared with where an earlier write was, not with where its row is now; or if a row that only
+    moved counts as erased."""
+    steps = 4
+    key = F.one_hot(torch.zeros(steps, dtype=torch.int64), K).double()[:, None, None]
+    heads = HeadInputs(
+        q=key,
+        k=key,
+        v=torch.ones(steps, 1, 1, V, dtype=torch.float64),
+        beta=torch.ones(steps, 1, 1, dtype=torch.float64),
+        log_decay=None,
+        state=torch.zeros(1, 1, K, V, dtype=torch.float64),
+        rule="delta",
+        delay_heads=1,
+    )
+    trace = trace_heads(heads, torch.zeros(steps, 1, dtype=torch.bool))
+    assert not trace.erased.any()
+    torch.testing.assert_close(trace.key_overlap[:, 0, 0], torch.eye(steps, dtype=torch.float64))
+    assert trace.norms[-1].item() == pytest.approx((steps * V) ** 0.5)
+
+
+@pytest.mark.parametrize("name", ["additive", "delta", "gated_delta", "delay heads, compiled"])
 def test_what_is_read_out_adds_up_to_what_the_block_gets(name: str) -> None:
     """Catches another norm, heads that are added without their columns, transposed columns."""
     memory, inputs, _, _ = traced(CONFIGS[name])
@@ -117,11 +139,14 @@ def test_what_is_read_out_adds_up_to_what_the_block_gets(name: str) -> None:
     torch.testing.assert_close(x + block.down(block.up(block.feed_forward_norm(x)).relu()), outputs)
 
 
-@pytest.mark.parametrize("name", BY_NAME)
-def test_the_trace_of_the_others_is_what_they_do(name: str) -> None:
-    """Catches heads that are told in another way than the memory runs: the last output of the wrong step, a start that
-    is missed, another order of the slots. The final fast weights are those of the memory, the map gives the reads."""
-    memory = trained(memory_configs()[name](**SIZES))  # type: ignore[call-arg]  # all of fast weights
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {}) for name in BY_NAME), ("delta_product", {"delay_heads": 1, "n_writes": 3})]
+)
+def test_the_trace_of_the_others_is_what_they_do(name: str, options: dict[str, int]) -> None:
+    """Catches heads whose trace differs from what the memory runs: the last output of the wrong step, a start that is
+    missed, another order of the slots, rows that move at every inner step. The final fast weights are those of the
+    memory, the map gives the reads."""
+    memory = trained(memory_configs()[name](**SIZES, **options))  # type: ignore[call-arg]  # all of fast weights
     inputs = torch.randn(T, B, D, dtype=torch.float64)
     state = map_state(lambda x: 0.3 * torch.randn_like(x), memory.initial_state(B))
     trace = inspect_memory(memory, inputs, state, starts())
@@ -180,6 +205,58 @@ def test_the_trace_of_a_memory_of_associations_is_what_it_does() -> None:
     h, _ = memory.controller.scan(inputs, state[1:], starts())
     last = F.layer_norm(trace.reads[2::3, :, 0], [V], eps=NORM_EPSILON)
     torch.testing.assert_close(h + memory.readout(last), outputs, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("window", [1, 5, 40])
+def test_the_trace_of_attention_is_what_it_does(window: int) -> None:
+    """Catches another scale, window or rotation than the memory has, rows of the state that count as steps, and a step
+    that is seen across a start. What the memory puts out is computed once more from the reads of the trace."""
+    memory = trained(AttentionConfig(**SIZES, window=window))
+    inputs, before = torch.randn(T, B, D, dtype=torch.float64), torch.randn(7, B, D, dtype=torch.float64)
+    _, state = memory.scan(before, memory.initial_state(B), starts()[-7:])
+    trace = inspect_memory(memory, inputs, state, starts())
+    assert isinstance(trace, AttentionTrace)
+    outputs, _ = memory.scan(inputs, state, starts())
+    block: Any = memory.block
+    x = block.encode(inputs)
+    x = x + block.readout(trace.reads.flatten(-2))
+    x = x + block.down(block.up(block.feed_forward_norm(x)).relu())
+    torch.testing.assert_close(x, outputs, atol=1e-10, rtol=0)
+    recalled = torch.einsum("tbhs,sbhv->tbhv", trace.retrieval, trace.v) + trace.from_state
+    assert (recalled - trace.reads).abs().max() < 1e-10
+    first = starts().cumsum(0)
+    for t in range(T):
+        for s in range(T):
+            seen = (first[t] == first[s]) & (0 <= t - s < window)
+            assert ((trace.retrieval[t, :, :, s] > 0) == seen[:, None]).all()
+    given = trace.retrieval[..., None] * trace.v.permute(1, 2, 0, 3)  # [T, B, H, T, V]
+    torch.testing.assert_close(trace.contributions, given.norm(dim=-1))
+    parts = block.readout(given.transpose(2, 3).flatten(-2))  # [T, B, T, W]
+    torch.testing.assert_close(read_out(block, trace), parts.norm(dim=-1))
+
+
+def test_attention_of_what_is_no_number_is_told_where_it_is_seen() -> None:
+    """Catches NaN that reaches weights or reads of another episode, and reads that look fine where it is seen."""
+    memory = trained(AttentionConfig(**SIZES, window=4))
+    inputs = torch.randn(T, B, D, dtype=torch.float64)
+    inputs[2] = torch.nan
+    trace = inspect_memory(memory, inputs, None, starts())
+    assert isinstance(trace, AttentionTrace)
+    seen = torch.zeros(T, B, dtype=torch.bool)
+    for row, last in enumerate([6, 6, 3, 6]):  # row 1 starts anew at 6, row 2 at 3
+        seen[2:last, row] = True
+    assert torch.equal(trace.reads.isnan().any(-1).any(-1), seen)
+    assert torch.equal(trace.contributions.isnan().any(-1).any(-1), seen)
+
+
+def test_of_a_stack_of_attention_the_chosen_block_is_traced() -> None:
+    """Catches a block that is given the inputs, or the state, of the first."""
+    memory: Any = build_memory(AttentionConfig(**SIZES, window=4), D, n_blocks=2).double()
+    inputs = torch.randn(T, B, D, dtype=torch.float64)
+    _, state = memory.scan(inputs, memory.initial_state(B), starts())
+    between, _ = memory.blocks[0].scan(inputs, state[0], starts())
+    expected = inspect_memory(memory.blocks[1], between, state[1], starts())
+    torch.testing.assert_close(inspect_memory(memory, inputs, state, starts(), block=1).reads, expected.reads)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -276,7 +353,7 @@ def test_every_first_order_memory_can_be_inspected() -> None:
 def test_what_cannot_be_inspected_says_why() -> None:
     delta = build_memory("delta", D)
     inputs = torch.randn(T, B, D)
-    with pytest.raises(TypeError, match="with a method head_inputs, got LSTMMemory; audit_gradients takes any memory"):
+    with pytest.raises(TypeError, match="with attention_inputs, got LSTMMemory; audit_gradients takes any memory"):
         inspect_memory(build_memory("lstm", D), inputs)
     with pytest.raises(ValueError, match="block must be a number from 0 to 1, got 2"):
         inspect_memory(build_memory("delta", D, n_blocks=2), inputs, block=2)
