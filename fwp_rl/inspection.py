@@ -1,6 +1,6 @@
 """What is in a memory: what its fast weights hold, what a read consists of, and how far back its gradient reaches.
 
-    trace = inspect_memory(memory, inputs)         # a fast-weight memory
+    trace = inspect_memory(memory, inputs)         # a memory of fast weights, or attention
     trace.retrieval[t, b, h]                       # how much of each value written before is in the read of step t
     print(audit_gradients(memory, inputs))         # any memory
 
@@ -11,7 +11,8 @@ A fast-weight memory of first order has an exact retrieval map: what is read is 
 
 (A_s = P^T alpha_s for the additive rule; alpha_s is a diagonal matrix where each channel of the keys fades at its own
 rate; P moves the rows of a delay head down by one and is 1 for other heads; c_t is what is left of the initial state).
-It is to a memory of fixed size what the attention map is to a transformer. Nothing like it exists for an LSTM.
+It is to a memory of fixed size what the attention map is to a transformer; that of the memory `attention`,
+a_ts = softmax_s(q_t . k_s / sqrt(K)), is read in the same way. Nothing like it exists for an LSTM.
 """
 
 import math
@@ -23,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fwp_rl.layers import FastWeightBlock, HeadInputs, inner_starts
+from fwp_rl.layers import AttentionInputs, FastWeightBlock, HeadInputs, ResidualBlock, inner_starts
 from fwp_rl.memory import Memory
 from fwp_rl.ops import fast_weight_scan
 from fwp_rl.ops._delay import in_moving_frame, moved
@@ -46,6 +47,16 @@ class Inspectable(Protocol):
         self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
     ) -> HeadInputs:
         """Queries, keys, values and gates at every step; for the arguments see `Memory.scan`."""
+
+
+@runtime_checkable
+class Attentive(Protocol):
+    """A memory that keeps steps and attends to them, which can be looked into."""
+
+    def attention_inputs(
+        self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
+    ) -> AttentionInputs:
+        """Queries, keys, values and what is allowed; for the arguments see `Memory.scan`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +225,31 @@ class MemoryTrace:
         return self.delay_heads > 0 and t % self.n_inner == 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class AttentionTrace:
+    """An attention memory over a sequence; everything in the dtype of the memory, without gradient.
+
+    Its retrieval map is its attention map, without the steps that came with the state; exact, as that of `MemoryTrace`:
+
+        reads[t, b, h] = sum_s retrieval[t, b, h, s] v[s, b, h] + from_state[t, b, h]
+    """
+
+    v: Float[Tensor, "T B H V"]
+    """Values."""
+    retrieval: Float[Tensor, "T B H T"]
+    """The weight of value s in read t at `[t, b, h, s]`; exactly 0 for later steps, across a start, and for steps that
+    have left the window."""
+    from_state: Float[Tensor, "T B H V"]
+    """What is read of the steps that came with the state."""
+    reads: Float[Tensor, "T B H V"]
+    """sum_s a_ts v_s over all steps."""
+
+    @cached_property
+    def contributions(self) -> Float[Tensor, "T B H T"]:
+        """How much of read t was kept from step s, at `[t, b, h, s]`: the norm of retrieval[t, b, h, s] v[s, b, h]."""
+        return (self.retrieval * self.v.norm(dim=-1).permute(1, 2, 0)).masked_fill(self.retrieval == 0, 0.0)
+
+
 def inspect_memory(
     memory: Memory,
     inputs: Float[Tensor, "T B D"],
@@ -221,10 +257,10 @@ def inspect_memory(
     episode_starts: Bool[Tensor, "T B"] | None = None,
     *,
     block: int = 0,
-) -> MemoryTrace:
-    """Run a fast-weight memory over a sequence and keep everything that its heads did.
+) -> MemoryTrace | AttentionTrace:
+    """Run a memory of fast weights, or of attention, over a sequence and keep everything that its heads did.
 
-    :param memory: A memory with the method of `Inspectable`, or a stack of them.
+    :param memory: A memory with the method of `Inspectable` or that of `Attentive`, or a stack of them.
     :param state: As for `Memory.scan`; None: the initial state.
     :param episode_starts: As for `Memory.scan`; None: no starts.
     :param block: Of a stack, the memory to look into, counted from the inputs.
@@ -234,16 +270,18 @@ def inspect_memory(
     if not 0 <= block < len(blocks):
         raise ValueError(f"block must be a number from 0 to {len(blocks) - 1}, got {block}")
     inspected = blocks[block]
-    if not isinstance(inspected, Inspectable):
+    if not isinstance(inspected, Inspectable | Attentive):
         raise TypeError(
-            f"memory must be one of fast weights, with a method head_inputs, got {type(inspected).__qualname__}; "
-            "audit_gradients takes any memory"
+            "memory must be one of fast weights, with a method head_inputs, or of attention, with attention_inputs, "
+            f"got {type(inspected).__qualname__}; audit_gradients takes any memory"
         )
     with torch.no_grad():
         if isinstance(memory, MemoryStack):
             for below, below_state in zip(blocks[:block], state, strict=False):
                 inputs, _ = below.scan(inputs, below_state, episode_starts)
             state = state[block]
+        if isinstance(inspected, Attentive):
+            return trace_attention(inspected.attention_inputs(inputs, state, episode_starts))
         heads = inspected.head_inputs(inputs, state, episode_starts)
         n_inner = len(heads.q) // len(inputs)
         return trace_heads(heads, inner_starts(episode_starts, n_inner), n_inner=n_inner)
@@ -256,18 +294,21 @@ def memory_blocks(memory: Memory) -> list[Memory]:
     return [memory]
 
 
-def read_out(block: FastWeightBlock, trace: MemoryTrace) -> Float[Tensor, "T B T"]:
-    """How much of what this block gets from its fast weights at step t was written at step s.
+def read_out(block: FastWeightBlock | ResidualBlock, trace: MemoryTrace | AttentionTrace) -> Float[Tensor, "T B T"]:
+    """How much of what this block gets from its heads at step t was written at step s.
 
     The norm of sum_h R_h retrieval[t, b, h, s] v[s, b, h] / rms(y_h), where R_h are the columns of the readout for head
-    h, and y_h is what the head puts out. Unlike `MemoryTrace.contributions` it does not count what a head reads and the
-    block ignores. The share of the present value that goes past the fast weights is not in it.
+    h, and y_h is what the head puts out; attention does not divide. Unlike `MemoryTrace.contributions` it does not
+    count what a head reads and the block ignores. The share of the present value that goes past the fast weights is not
+    in it.
 
-    :param block: The one that the trace is of.
+    :param block: The one that the trace is of: a `FastWeightBlock`, or the block of attention.
     """
     with torch.no_grad():
-        outputs = trace.reads + block.skip[:, None] * trace.v
-        weights = (outputs.square().mean(-1) + READ_EPSILON).rsqrt()[..., None] * trace.retrieval
+        weights = trace.retrieval
+        if isinstance(block, FastWeightBlock):
+            outputs = trace.reads + block.skip[:, None] * trace.v
+            weights = (outputs.square().mean(-1) + READ_EPSILON).rsqrt()[..., None] * weights
         columns = block.readout.weight.unflatten(1, trace.v.shape[2:])
         given = torch.einsum("whv,sbhv->bshw", columns, trace.v)
         gram = torch.einsum("bshw,bsgw->bshg", given, given)
@@ -295,6 +336,31 @@ def trace_heads(heads: HeadInputs, episode_starts: Bool[Tensor, "T B"], *, n_inn
             recalled=recalled,
             reads=reads,
         )
+
+
+def trace_attention(heads: AttentionInputs) -> AttentionTrace:
+    """The same of attention: what would be read with these queries, keys and values?"""
+    with torch.no_grad():
+        q, k, v, allowed = (x.detach() for x in heads)
+        allowed = allowed[:, :, None]
+        logits = torch.einsum("tbhk,sbhk->tbhs", q, k) / math.sqrt(q.shape[-1])
+        weights = logits.masked_fill(~allowed, -torch.inf).softmax(-1).masked_fill(~allowed, 0.0)
+        n_past = len(k) - len(q)
+        from_state = _weighted(weights[..., :n_past], v[:n_past])
+        return AttentionTrace(
+            v=v[n_past:],
+            retrieval=weights[..., n_past:],
+            from_state=from_state,
+            reads=from_state + _weighted(weights[..., n_past:], v[n_past:]),
+        )
+
+
+def _weighted(weights: Float[Tensor, "T B H S"], v: Float[Tensor, "S B H V"]) -> Float[Tensor, "T B H V"]:
+    """Sums of values, to which those with weight 0 add nothing even if they are no numbers."""
+    broken = ~v.isfinite().all(-1)
+    sums = torch.einsum("tbhs,sbhv->tbhv", weights, v.masked_fill(broken[..., None], 0.0))
+    hit = ((weights != 0) & broken.permute(1, 2, 0)).any(-1)
+    return sums.masked_fill(hit[..., None], torch.nan)
 
 
 @dataclass(frozen=True, kw_only=True)

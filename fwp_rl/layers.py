@@ -75,6 +75,19 @@ class HeadInputs(NamedTuple):
     """The first heads, whose fast weights move down one row before every step."""
 
 
+class AttentionInputs(NamedTuple):
+    """What the heads of an attention memory are given; S rows: those of the state, then the T steps."""
+
+    q: Float[Tensor, "T B H K"]
+    """queries"""
+    k: Float[Tensor, "S B H K"]
+    """keys"""
+    v: Float[Tensor, "S B H V"]
+    """values"""
+    allowed: Bool[Tensor, "T B S"]
+    """which rows each step attends to"""
+
+
 def run_heads(
     heads: HeadInputs, episode_starts: Bool[Tensor, "T B"], *, n_inner: int = 1
 ) -> tuple[Float[Tensor, "T B H V"], Float[Tensor, "B H K V"]]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from fwp_rl.layers import ResidualBlock, linear, require_positive_sizes
+from fwp_rl.layers import AttentionInputs, ResidualBlock, linear, require_positive_sizes
 from fwp_rl.memory import Memory, MemoryConfig
 from fwp_rl.ops.rnn_scan import full_precision
 from fwp_rl.registry import register
@@ -95,6 +95,17 @@ class Attention(Memory):
             return y, final if isinstance(state, Tensor) else ()
 
         return self.block(inputs, heads)
+
+    def attention_inputs(
+        self, inputs: Float[Tensor, "T B D"], state: State, episode_starts: Bool[Tensor, "T B"]
+    ) -> AttentionInputs:
+        """See `fwp_rl.inspection.Attentive`."""
+        past = state if isinstance(state, Tensor) else self._no_steps(inputs.shape[1])
+        projected = self.project(self.norm(self.block.encode(inputs))).to(past.dtype)
+        q, rows = self._program(projected, past, episode_starts)
+        rows = torch.cat([past, rows.transpose(0, 1)], dim=1)
+        k, v = (part.permute(2, 0, 1, 3) for part in self._keys_and_values(rows))
+        return AttentionInputs(q, k, v, self._allowed(*self._episodes(rows, episode_starts)).transpose(0, 1))
 
     def _no_steps(self, batch_size: int) -> Float[Tensor, "B C R"]:
         c = self.config

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fwp_rl.inspection import Inspectable, inspect_memory, memory_blocks
+from fwp_rl.inspection import Inspectable, MemoryTrace, inspect_memory, memory_blocks
 from fwp_rl.sb3.audit import audit_policy
 from fwp_rl.sb3.buffers import SequenceBatch, SequenceRolloutBuffer
 from fwp_rl.sb3.policies import MemoryActorCriticPolicy
@@ -67,6 +67,7 @@ def diagnose(policy: MemoryActorCriticPolicy, sample: RolloutSample) -> dict[str
         numbers["state_drift"] = float(((_flat(final) - stored).norm(dim=1) / norm.clamp(min=1e-12)).mean())
         if isinstance(memory_blocks(memory)[0], Inspectable):
             trace = inspect_memory(memory, inputs[:N_STEPS], batch.state, batch.episode_starts[:N_STEPS])
+            assert isinstance(trace, MemoryTrace)
             for name, values in (
                 ("write_strength", trace.beta),
                 ("erased", trace.erased),

@@ -20,7 +20,15 @@ from fwp_rl import (
     build_memory,
     inspect_memory,
 )
-from fwp_rl.inspection import AttentionTrace, Inspectable, MemoryTrace, gradient_audit, read_out, trace_heads
+from fwp_rl.inspection import (
+    AttentionTrace,
+    Inspectable,
+    MemoryTrace,
+    gradient_audit,
+    read_out,
+    trace_attention,
+    trace_heads,
+)
 from fwp_rl.layers import FastWeightBlock, HeadInputs, normalised_reads
 from fwp_rl.memory import Memory, MemoryConfig
 from fwp_rl.ops import unit
@@ -237,16 +245,19 @@ def test_the_trace_of_attention_is_what_it_does(window: int) -> None:
 
 def test_attention_of_what_is_no_number_is_told_where_it_is_seen() -> None:
     """Catches NaN that reaches weights or reads of another episode, and reads that look fine where it is seen."""
-    memory = trained(AttentionConfig(**SIZES, window=4))
+    memory: Any = trained(AttentionConfig(**SIZES, window=4))
     inputs = torch.randn(T, B, D, dtype=torch.float64)
-    inputs[2] = torch.nan
-    trace = inspect_memory(memory, inputs, None, starts())
-    assert isinstance(trace, AttentionTrace)
     seen = torch.zeros(T, B, dtype=torch.bool)
     for row, last in enumerate([6, 6, 3, 6]):  # row 1 starts anew at 6, row 2 at 3
         seen[2:last, row] = True
-    assert torch.equal(trace.reads.isnan().any(-1).any(-1), seen)
-    assert torch.equal(trace.contributions.isnan().any(-1).any(-1), seen)
+    heads = memory.attention_inputs(inputs, memory.initial_state(B), starts())
+    for name in ("k", "v"):
+        part = getattr(heads, name).clone()
+        part[5] = torch.nan  # step 2, after the three rows of the state
+        trace = trace_attention(heads._replace(**{name: part}))
+        assert torch.equal(trace.reads.isnan().any(-1).any(-1), seen)
+        assert torch.equal(trace.contributions.isnan().any(-1).any(-1), seen)
+        assert not trace.retrieval.permute(0, 1, 3, 2)[~heads.allowed[:, :, 3:]].any()
 
 
 def test_of_a_stack_of_attention_the_chosen_block_is_traced() -> None:
