@@ -4,8 +4,8 @@
     sheet.picture(t)
 
 Every memory gets the same panels. Fast weights are drawn head by head, with what the step wrote below; delay heads
-come first, and one line says that their rows are times. Activations are drawn with how they changed. Only fast weights
-have a retrieval map. Colours mean the same in all pictures of a recording.
+come first, and one line says that their rows are times. Of attention its maps are drawn, and activations with how they
+changed. Only fast weights and attention have a retrieval map. Colours mean the same in all pictures of a recording.
 """
 
 from collections.abc import Iterable, Sequence
@@ -59,13 +59,13 @@ class Scales:
     def of(recordings: Sequence[Recording]) -> "Scales":
         """The largest of everything, at least a little."""
         parts = [r.fast_weights for r in recordings if r.fast_weights is not None]
-        states = [array for part in parts for array in (part.matrices, part.written)] or [
-            leaf for r in recordings for leaf in r.states
-        ]
+        states = [array for part in parts for array in (part.matrices, part.written)]
+        states += [r.attention.weights for r in recordings if r.attention is not None]
+        states = states or [leaf for r in recordings for leaf in r.states]
         return Scales(
             state=_largest(states),
             surprise=_largest(p.surprise for p in parts),
-            retrieval=_largest(p.retrieval for p in parts),
+            retrieval=_largest(r.retrieval for r in recordings if r.retrieval is not None),
         )
 
 
@@ -82,7 +82,7 @@ class Sheet:
         self.changes = recording.changes
         self.width = 2 * _MARGIN + _LEFT
         if overlay == "memory":
-            self.width += _COLUMN_GAP + _MIDDLE + (_COLUMN_GAP + _RIGHT if recording.fast_weights else 0)
+            self.width += _COLUMN_GAP + _MIDDLE + (0 if recording.retrieval is None else _COLUMN_GAP + _RIGHT)
         else:
             self.width += _LEFT
 
@@ -97,8 +97,8 @@ class Sheet:
             x = _MARGIN + _LEFT + _COLUMN_GAP
             self._draw_cells(page, x, _TOP)
             self._draw_strips(page, t, x, _TOP + _CELLS + 2 * _LABEL)
-            if self.recording.fast_weights is not None:
-                self._draw_retrieval(page, x + _MIDDLE + _COLUMN_GAP, _TOP)
+            if self.recording.retrieval is not None:
+                self._draw_retrieval(page, self.recording.retrieval, x + _MIDDLE + _COLUMN_GAP, _TOP)
         else:
             self._draw_environment(page, t, 2 * _LEFT, _BODY)
         self._draw_caption(page, t)
@@ -137,25 +137,32 @@ class Sheet:
         return height + _GAP
 
     def _draw_cells(self, page: "_Page", x: int, y: int) -> None:
-        """Every matrix of the memory with its change below."""
+        """Every matrix of the memory with its change below, or every attention map."""
         weights = self.recording.fast_weights
-        pairs = self._pairs(page.now)
-        if not pairs:
+        stacks = self._stacks(page.now)
+        if not stacks:
             page.text(x, y, "memory")
             page.pen.rectangle((x, y + _LABEL, x + _MIDDLE, y + _LABEL + _CELLS), outline=LINE)
             page.text(x + 14, y + _LABEL + 12, "this agent has no memory", size=13)
             return
-        above, below = ("fast weights", "written in this step") if weights else ("activations", "change in this step")
-        page.text(x, y, f"{above}; below: {below}")
-        page.scale(x + _MIDDLE, y, self.scales.state)
+        colors = signed_colors
+        if self.recording.attention is not None:
+            colors = amount_colors
+            page.text(x, y, "attention map of each head")
+        else:
+            above, below = (
+                ("fast weights", "written in this step") if weights else ("activations", "change in this step")
+            )
+            page.text(x, y, f"{above}; below: {below}")
+            page.scale(x + _MIDDLE, y, self.scales.state)
         y += _LABEL
         bars = 2 * (_BAR + 2) + 2 if weights else 0
-        columns, width, height = _grid(pairs, bars)
-        for number, pair in enumerate(pairs):
+        columns, width, height = _grid(stacks, bars)
+        for number, stack in enumerate(stacks):
             left = x + number % columns * (width + _GAP)
-            top = y + number // columns * (2 * height + bars + 2 * _GAP)
-            for matrix in pair:
-                image = fit(signed_colors(matrix, self.scales.state), width - 2, height - 2)
+            top = y + number // columns * (len(stack) * height + bars + 2 * _GAP)
+            for matrix in stack:
+                image = fit(colors(matrix, self.scales.state), width - 2, height - 2)
                 page.framed(image, left, top)
                 top += image.height + 4
             if weights:
@@ -169,9 +176,13 @@ class Sheet:
                 heads = "head 1" if weights.delay_heads == 1 else f"heads 1 to {weights.delay_heads}"
                 page.text(x + _MIDDLE, y + _CELLS, f"row i of {heads}: i steps ago", anchor="ra")
 
-    def _pairs(self, now: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Matrices, and what the step did to each."""
-        weights = self.recording.fast_weights
+    def _stacks(self, now: int) -> list[tuple[np.ndarray, ...]]:
+        """Matrices, and what the step did to each; attention maps so far."""
+        weights, attention = self.recording.fast_weights, self.recording.attention
+        if attention is not None:
+            maps = attention.weights.swapaxes(0, 1).copy()
+            maps[:, now + 1 :] = 0.0
+            return [(map_of_head,) for map_of_head in maps]
         if weights is not None:
             parts = [(weights.matrices[now], weights.written[now])]
         else:
@@ -183,11 +194,14 @@ class Sheet:
         weights = self.recording.fast_weights
         if weights is not None:
             strips = [("write strength", weights.beta.mean(1), ACCENT), ("surprise", weights.surprise.mean(1), SECOND)]
+        elif self.recording.attention is not None:
+            strips = [("steps looked back", self.recording.attention.steps_back.mean(1), ACCENT)]
         else:
             strips = [("change of the memory", self.changes, ACCENT)]
         for number, (name, values, color) in enumerate([*strips, ("value", self.recording.values, INK)]):
             top = y + number * _STRIP_PITCH
-            page.text(x, top, name + (", mean of the heads" if weights is not None and name != "value" else ""))
+            of_heads = self.recording.retrieval is not None and name != "value"
+            page.text(x, top, name + (", mean of the heads" if of_heads else ""))
             if t < self.n_steps:
                 page.text(x + _MIDDLE, top, f"{values[page.now]:.2f}", anchor="ra", fill=color)
             self._draw_strip(page, values, color, x, top + _LABEL)
@@ -206,11 +220,9 @@ class Sheet:
             )
         page.pen.line((x, zero, x + _MIDDLE, zero), fill=LINE)
 
-    def _draw_retrieval(self, page: "_Page", x: int, y: int) -> None:
+    def _draw_retrieval(self, page: "_Page", retrieval: np.ndarray, x: int, y: int) -> None:
         """The retrieval map so far, and what was seen when most of the present read was written."""
-        weights = self.recording.fast_weights
-        assert weights is not None
-        retrieval = weights.retrieval.copy()
+        retrieval = retrieval.copy()
         row = retrieval[page.now].copy()
         retrieval[page.now + 1 :] = 0.0
         page.text(x, y, "retrieval map")
@@ -254,15 +266,20 @@ class Sheet:
 
 
 def still_pictures(recording: Recording) -> dict[str, np.ndarray]:
-    """What the memory holds at the end of an episode, and the retrieval map of all of it, uint8 `[y, x, 3]`."""
-    scales, weights = Scales.of([recording]), recording.fast_weights
+    """What the memory holds at the end of an episode, and the retrieval map of all of it, uint8 `[y, x, 3]`.
+
+    Of attention, the maps of the heads instead of what it holds.
+    """
+    scales, weights, attention = Scales.of([recording]), recording.fast_weights, recording.attention
     leaves = [weights.matrices] if weights is not None else recording.states
-    matrices = [matrix for leaf in leaves for matrix in blocks(leaf[-1])]
+    drawn = [signed_colors(matrix, scales.state) for leaf in leaves for matrix in blocks(leaf[-1])]
+    if attention is not None:
+        drawn = [amount_colors(weights_of_head, scales.state) for weights_of_head in attention.weights.swapaxes(0, 1)]
     pictures = {}
-    if matrices:
-        pictures["state"] = _side_by_side([signed_colors(matrix, scales.state) for matrix in matrices])
-    if weights is not None:
-        pictures["retrieval_map"] = _enlarged(amount_colors(weights.retrieval, scales.retrieval))
+    if drawn:
+        pictures["state"] = _side_by_side(drawn)
+    if recording.retrieval is not None:
+        pictures["retrieval_map"] = _enlarged(amount_colors(recording.retrieval, scales.retrieval))
     return pictures
 
 
@@ -311,22 +328,24 @@ class _Page:
         self.text(right - 108, y, f"{-scale:.2g}", anchor="ra")
 
 
-def _grid(pairs: Sequence[tuple[np.ndarray, np.ndarray]], bars: int) -> tuple[int, int, int]:
+def _grid(stacks: Sequence[tuple[np.ndarray, ...]], bars: int) -> tuple[int, int, int]:
     """The number of columns that lets the matrices be largest, and their width and height."""
-    ratio = float(np.mean([matrix.shape[1] / matrix.shape[0] for matrix, _ in pairs]))
+    matrices = [stack[0] for stack in stacks]
+    ratio = float(np.mean([matrix.shape[1] / matrix.shape[0] for matrix in matrices]))
 
     def sizes(columns: int) -> tuple[int, int]:
-        rows = -(-len(pairs) // columns)
+        rows = -(-len(stacks) // columns)
         width = (_MIDDLE - _GAP * (columns - 1)) // columns
-        return width, ((_CELLS - 2 * _GAP * (rows - 1)) // rows - bars - _GAP) // 2
+        return width, ((_CELLS - 2 * _GAP * (rows - 1)) // rows - bars - _GAP) // len(stacks[0])
 
-    columns = max(range(1, len(pairs) + 1), key=lambda n: min(sizes(n)[0] / ratio, sizes(n)[1]))
+    columns = max(range(1, len(stacks) + 1), key=lambda n: min(sizes(n)[0] / ratio, sizes(n)[1]))
     width, height = sizes(columns)
     # as large as the sharp squares will be
-    factor = min(width / max(m.shape[1] for m, _ in pairs), height / max(m.shape[0] for m, _ in pairs))
+    most_columns, most_rows = max(m.shape[1] for m in matrices), max(m.shape[0] for m in matrices)
+    factor = min(width / most_columns, height / most_rows)
     if factor >= 1:
-        width = int(factor) * max(m.shape[1] for m, _ in pairs) + 2
-        height = int(factor) * max(m.shape[0] for m, _ in pairs) + 2
+        width = int(factor) * most_columns + 2
+        height = int(factor) * most_rows + 2
     return columns, width, height
 
 

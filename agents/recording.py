@@ -18,8 +18,16 @@ from agents.episodes import EpisodeQueue
 from agents.errors import EnvironmentFaultError
 from agents.evaluation import check_spaces, make_episode_env
 from agents.seeding import own_random_numbers
-from fwp_rl.inspection import Inspectable, MemoryTrace, inspect_memory, memory_blocks, read_out
-from fwp_rl.layers import FastWeightBlock
+from fwp_rl.inspection import (
+    AttentionTrace,
+    Attentive,
+    Inspectable,
+    MemoryTrace,
+    inspect_memory,
+    memory_blocks,
+    read_out,
+)
+from fwp_rl.layers import FastWeightBlock, ResidualBlock
 from fwp_rl.state import State, state_leaves
 
 if TYPE_CHECKING:
@@ -64,6 +72,23 @@ class FastWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Attention:
+    """What the H heads of one block of attention looked at in each of T steps; all arrays are float32."""
+
+    weights: np.ndarray
+    """`[T, H, T]`: the attention maps, how much of the value of step s is in the read of step t; 0 for s > t."""
+    retrieval: np.ndarray
+    """`[T, T]`: what the block gets of each step from all heads (`fwp_rl.inspection.read_out`)."""
+
+    @property
+    def steps_back(self) -> np.ndarray:
+        """float32 `[T, H]`: how long ago what is read was, on the average."""
+        steps = np.arange(len(self.weights), dtype=np.float32)
+        ago = steps[:, None] - steps
+        return (self.weights * ago[:, None]).sum(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recording:
     """One episode of T steps, as it was played."""
 
@@ -95,7 +120,15 @@ class Recording:
     states: tuple[np.ndarray, ...]
     """Every leaf of the state of the whole memory, float32 `[T, ...]`, after each step; none for an agent without."""
     fast_weights: FastWeights | None
-    """None for a memory in activations."""
+    """None for a memory that has none."""
+    attention: Attention | None = None
+    """None for all memories but attention."""
+
+    @property
+    def retrieval(self) -> np.ndarray | None:
+        """float32 `[T, T]`: the retrieval map of fast weights or attention; None for a memory in activations."""
+        inside = self.fast_weights or self.attention
+        return None if inside is None else inside.retrieval
 
     @property
     def changes(self) -> np.ndarray:
@@ -121,7 +154,7 @@ def record(
 
     The random numbers of the caller are left alone.
 
-    :param block: Of a stack of fast-weight memories, the one to look into.
+    :param block: Of a stack of memories of fast weights or of attention, the one to look into.
     :param pictures: False for a task that need not be drawn.
     :param most_steps: Of all episodes together; the last one is cut off there.
     :raises RunFileError: the agent does not belong to the task.
@@ -197,6 +230,7 @@ class _Tape:
         views = tuple(view for _, view in self.pictures if view is not None)
         parameters = {name: np.stack([step[name] for step in self.distributions]) for name in self.distributions[0]}
         leaves = zip(*(state_leaves(state) for state in self.states), strict=True)
+        inside = _inside(policy, self.observations, block)
         return Recording(
             seed=seed,
             frames=frames,
@@ -212,19 +246,25 @@ class _Tape:
             rewards=np.array(self.rewards, np.float32),
             outcome=outcome,
             states=tuple(torch.cat(leaf).cpu().numpy() for leaf in leaves),
-            fast_weights=_fast_weights(policy, self.observations, block),
+            fast_weights=inside if isinstance(inside, FastWeights) else None,
+            attention=inside if isinstance(inside, Attention) else None,
         )
 
 
-def _fast_weights(policy: "MemoryActorCriticPolicy", observations: list[Any], block: int) -> FastWeights | None:
-    """What the fast weights of the block did in an episode with these observations `[1, ...]`."""
-    blocks = memory_blocks(policy.memory)
-    has_state = any(True for _ in state_leaves(blocks[block].initial_state(1)))
-    if not (isinstance(blocks[block], Inspectable) and has_state):
+def _inside(policy: "MemoryActorCriticPolicy", observations: list[Any], block: int) -> FastWeights | Attention | None:
+    """What the heads of the block did in an episode with these observations `[1, ...]`."""
+    memory = memory_blocks(policy.memory)[block]
+    has_state = any(True for _ in state_leaves(memory.initial_state(1)))
+    if not (isinstance(memory, Inspectable | Attentive) and has_state):
         return None
     inputs = torch.cat([policy.encode(policy.obs_to_tensor(x)[0]) for x in observations])
     trace = inspect_memory(policy.memory, inputs[:, None], block=block)
-    return folded(trace, getattr(blocks[block], "block", None))
+    layers = getattr(memory, "block", None)
+    if isinstance(trace, AttentionTrace):
+        assert isinstance(layers, ResidualBlock)
+        weights, retrieval = (x[:, 0].float().cpu().numpy() for x in (trace.retrieval, read_out(layers, trace)))
+        return Attention(weights=weights, retrieval=retrieval)
+    return folded(trace, layers)
 
 
 def folded(trace: MemoryTrace, layers: object = None) -> FastWeights:

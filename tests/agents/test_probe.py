@@ -154,6 +154,16 @@ def test_a_table_marks_what_is_apart_from_the_untouched_agent(tmp_path: Path) ->
     draw(result, tmp_path / "probe.svg")
 
 
+def test_attention_is_probed_as_far_as_it_can_be() -> None:
+    """Catches keys of attention that are taken for fast weights, and an operation that its state does not stand."""
+    made = TrainConfig(env_id="fwp/TMaze-v0", memory=memory_config("attention"), n_envs=2)
+    policy = build_model(made, make_vec_env(made.env_id, 2)).policy
+    result = probe(policy, made, episodes=4, steps=[1])
+    assert [outcome.operation for outcome in result.outcomes] == ["erase", "freeze", "transplant"]
+    with pytest.raises(UsageError, match="attention has not one matrix for each head, so that no key can be deleted"):
+        probe(policy, made, operations=["delete"], episodes=4)
+
+
 def test_what_cannot_be_probed_is_refused(run_directory: Path) -> None:
     agent: Any = CueKeeper(config())
     with pytest.raises(UsageError, match="episodes=1 must be at least 2"):

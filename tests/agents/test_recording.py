@@ -1,6 +1,7 @@
 """Recordings: all of an episode is there, and the fast weights are those that the agent had."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from agents.config import TrainConfig
 from agents.evaluation import evaluate_policy_on, load_run
 from agents.model import build_model
-from agents.recording import folded, record
+from agents.recording import Attention, folded, record
 from agents.vec_env import make_vec_env
 from fwp_rl import build_memory, inspect_memory
 from fwp_rl.registry import memory_config
@@ -81,11 +82,38 @@ def test_of_a_stack_the_chosen_block_is_recorded() -> None:
         np.testing.assert_allclose(recording.fast_weights.matrices, recording.states[block], atol=1e-5)
 
 
+@pytest.mark.parametrize("n_blocks", [1, 2])
+def test_the_attention_is_that_of_the_agent(n_blocks: int) -> None:
+    """Catches maps of another block or of other inputs: the weights of the values that the agent kept give its reads,
+    and all weights of a step add up to 1."""
+    config, policy = untrained("attention", n_blocks)
+    (recording,) = record(policy, config, seeds=[1_000_000], block=n_blocks - 1)
+    assert recording.fast_weights is None
+    attention = recording.attention
+    assert attention is not None
+    n_steps = len(recording.actions)
+    np.testing.assert_allclose(attention.weights.sum(-1), 1, rtol=1e-5)
+    assert not np.triu(attention.weights.swapaxes(0, 1), 1).any()
+    memory: Any = policy.memory if n_blocks == 1 else policy.memory.blocks[1]
+    values = torch.as_tensor(recording.states[-1][-1, -n_steps:, -129:-1]).unflatten(-1, (4, 32))
+    columns = memory.block.readout.weight.detach().unflatten(1, (4, 32))
+    given = torch.einsum("ths,shv,whv->tsw", torch.as_tensor(attention.weights), values, columns)
+    np.testing.assert_allclose(attention.retrieval, given.norm(dim=-1).numpy(), atol=1e-5)
+    np.testing.assert_array_equal(recording.retrieval, attention.retrieval)
+
+
+def test_steps_back_are_the_mean_of_what_is_attended_to() -> None:
+    """Catches steps that are counted from the start, and heads that are added."""
+    weights = np.array([[[1, 0, 0], [1, 0, 0]], [[0.5, 0.5, 0], [0, 1, 0]], [[1, 0, 0], [0, 0, 1]]], np.float32)
+    attention = Attention(weights=weights, retrieval=weights.sum(1))
+    assert attention.steps_back.tolist() == [[0, 0], [0.5, 0], [2, 0]]
+
+
 @pytest.mark.parametrize(("memory", "n_leaves"), [("lstm", 2), ("none", 0)])
 def test_other_memories_have_activations(memory: str, n_leaves: int) -> None:
     config, policy = untrained(memory)
     (recording,) = record(policy, config, seeds=[1_000_000])
-    assert recording.fast_weights is None
+    assert recording.fast_weights is recording.attention is recording.retrieval is None
     assert len(recording.states) == n_leaves
     if n_leaves:
         squares = sum((leaf[0] ** 2).sum() for leaf in recording.states)

@@ -8,8 +8,8 @@ from PIL import Image
 from agents import drawing, rendering
 from agents.animation import write_animation
 from agents.errors import UsageError
-from agents.panels import still_pictures
-from agents.recording import FastWeights, Recording
+from agents.panels import Scales, Sheet, still_pictures
+from agents.recording import Attention, FastWeights, Recording
 from agents.rendering import draw, render_run
 
 
@@ -29,7 +29,18 @@ def fast_weights(n: int, heads: int, keys: int, values: int) -> FastWeights:
     )
 
 
-def recording(shapes: list[tuple[int, ...]], n: int = 4, weights: FastWeights | None = None) -> Recording:
+def attention(n: int, heads: int) -> Attention:
+    weights = np.tril(np.ones((heads, n, n), np.float32))
+    weights /= weights.sum(-1, keepdims=True)
+    return Attention(weights=weights.swapaxes(0, 1), retrieval=weights[0])
+
+
+def recording(
+    shapes: list[tuple[int, ...]],
+    n: int = 4,
+    weights: FastWeights | None = None,
+    attention: Attention | None = None,
+) -> Recording:
     rng = np.random.default_rng(0)
     return Recording(
         seed=1,
@@ -47,6 +58,7 @@ def recording(shapes: list[tuple[int, ...]], n: int = 4, weights: FastWeights | 
         outcome="success",
         states=tuple(rng.normal(size=(n, *shape)).astype(np.float32) for shape in shapes),
         fast_weights=weights,
+        attention=attention,
     )
 
 
@@ -70,12 +82,33 @@ def test_fast_weights_of_every_size_fit_on_the_page(sizes: tuple[int, int, int])
     assert pictures[0].height == plain[0].height
 
 
+@pytest.mark.parametrize(("n", "heads"), [(1, 1), (3, 4), (64, 4), (300, 2), (64, 16)])
+def test_attention_of_every_size_fits_on_the_page(n: int, heads: int) -> None:
+    """Catches maps that are drawn over what stands below or beside them, and steps that are still to come."""
+    made = recording([(63, 257)], n, attention=attention(n, heads))
+    sheet = Sheet(made, "a title", Scales.of([made]))
+    first, last = (np.asarray(sheet.picture(t)) for t in (0, n))
+    plain = np.asarray(next(draw([recording([(1,)], 3, fast_weights(3, 1, 4, 5))], "a title")))
+    assert first.shape == last.shape == plain.shape
+    left, top = 16 + 280 + 24, 48 + 20
+    for picture in (first, last):
+        assert (picture[top + 240 : top + 258, left : left + 416] == drawing.PAGE).all()
+        assert (picture[top : top + 240, left + 416 : left + 436] == drawing.PAGE).all()
+    shown = [(picture[top : top + 240, left : left + 416] < 200).any(-1).sum() for picture in (first, last)]
+    assert 0 < shown[0] <= shown[1]
+    assert n == 1 or shown[0] < shown[1]
+
+
 def test_the_memory_at_the_end_and_its_map_are_pictures_for_tensorboard() -> None:
     """Catches heads that cover each other, and a map that is drawn for activations."""
     pictures = still_pictures(recording([], 3, fast_weights(3, 4, 5, 8)))
     factor = 224 // 8
     assert pictures["state"].shape == (5 * factor, 4 * 8 * factor + 3 * 4, 3)
     assert pictures["retrieval_map"].shape == (3 * (224 // 3), 3 * (224 // 3), 3)
+    pictures = still_pictures(recording([(63, 257)], 5, attention=attention(5, 3)))
+    side = 5 * (224 // 5)
+    assert pictures["state"].shape == (side, 3 * side + 2 * 4, 3)
+    assert pictures["retrieval_map"].shape == (side, side, 3)
     assert set(still_pictures(recording([(128,), (128,)]))) == {"state"}
     assert still_pictures(recording([])) == {}
 

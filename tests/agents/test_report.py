@@ -1,6 +1,7 @@
 """report.html: what is in it, that nothing in it runs or loads what it should not, and the page in a real browser."""
 
 import base64
+import dataclasses
 import functools
 import os
 import shutil
@@ -17,7 +18,7 @@ from agents.comparison import report, summary
 from agents.comparison.report import player, write_report
 from agents.comparison.report.figures import short
 from agents.curves import bands
-from agents.recording import FastWeights, Recording
+from agents.recording import Attention, FastWeights, Recording
 from agents.runs import MetricsFile, RunPaths, write_json
 from agents.statistics import estimate, profile_band
 
@@ -266,6 +267,25 @@ def test_the_player_gets_every_matrix_of_every_head(monkeypatch: pytest.MonkeyPa
     packed = player.pack(recording, "delta")
     assert (packed["steps"], packed["cut"], packed["frames"]["count"], len(packed["values"])) == (4, True, 5, 4)
     assert unpack(packed)[-1].shape == (4, 1, 4)
+
+
+def test_the_player_gets_the_attention_of_every_head() -> None:
+    """Catches a state whose rows move up in every step in the place of what was looked at."""
+    recording = a_recording()
+    assert recording.fast_weights is not None
+    weights = recording.fast_weights.contributions
+    made = dataclasses.replace(
+        recording,
+        states=(np.zeros((6, 63, 257), np.float32),),
+        fast_weights=None,
+        attention=Attention(weights=weights, retrieval=recording.fast_weights.retrieval),
+    )
+    packed = player.pack(made, "attention")
+    assert [part["group"] for part in packed["parts"]] == ["attended", "retrieval"]
+    assert packed["changes"] is packed["beta"] is None
+    attended, retrieval = unpack(packed)
+    np.testing.assert_allclose((attended / 127.0) ** 2 * weights.max(), weights, atol=0.01)
+    assert (np.triu(retrieval[:, 0], 1) == 0).all()
 
 
 LOOK = """() => {

@@ -184,6 +184,7 @@ const GROUPS = {
   state: ["Fast weights after this step", "Activations after this step"],
   written: ["Written in this step"],
   changed: ["Changed in this step"],
+  attended: ["Attended to in this step"],
 };
 
 function buildMatrices(box, episode) {

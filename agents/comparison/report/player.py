@@ -33,8 +33,8 @@ def pack(recording: Recording, memory: str) -> dict[str, Any]:
     fast = recording.fast_weights
     largest = max((float(np.abs(array).max()) for _, _, array in matrices), default=0.0)
     parts = [(group, title, _bytes(array[:n_steps], largest)) for group, title, array in matrices]
-    if fast is not None:
-        retrieval = fast.retrieval[:n_steps, None, :n_steps]
+    if recording.retrieval is not None:
+        retrieval = recording.retrieval[:n_steps, None, :n_steps]
         parts.append(("retrieval", "", _bytes(retrieval, float(retrieval.max()))))
     return {
         "memory": memory,
@@ -47,7 +47,8 @@ def pack(recording: Recording, memory: str) -> dict[str, Any]:
         "probabilities": _rounded(recording.action_probabilities, n_steps),
         "values": _rounded(recording.values, n_steps),
         "rewards": _rounded(recording.rewards, n_steps),
-        "changes": _rounded(recording.changes, n_steps),
+        # all that attention holds moves up by one in every step
+        "changes": None if recording.attention is not None else _rounded(recording.changes, n_steps),
         "beta": None if fast is None else _rounded(fast.beta, n_steps),
         "surprise": None if fast is None else _rounded(fast.surprise, n_steps),
         "frames": _sheet(recording.frames[:n_pictures]),
@@ -58,7 +59,10 @@ def pack(recording: Recording, memory: str) -> dict[str, Any]:
 
 
 def _matrices(recording: Recording) -> list[tuple[str, str, np.ndarray]]:
-    """Group, title and `[T, rows, columns]` of all that the memory holds, and of what each step did to it."""
+    """Group, title and `[T, rows, columns]` of all that the memory holds, and of what each step did to it.
+
+    Of attention, of what each step looked at.
+    """
     fast = recording.fast_weights
     if fast is not None:
         return [
@@ -66,6 +70,8 @@ def _matrices(recording: Recording) -> list[tuple[str, str, np.ndarray]]:
             for group, array in (("state", fast.matrices), ("written", fast.written))
             for head in range(array.shape[1])
         ]
+    if recording.attention is not None:
+        return [("attended", "a row for each head, a column for each step", recording.attention.weights)]
     folded = [[blocks(step) for step in leaf] for leaf in recording.states]
     leaves = [np.stack(block) for steps in folded for block in zip(*steps, strict=True)]
     changes = [np.diff(leaf, axis=0, prepend=np.zeros_like(leaf[:1])) for leaf in leaves]

@@ -15,7 +15,7 @@ def everywhere(memory: str) -> set[str]:
     names = {"gradient_reach"}
     if memory != "none":
         names |= {"state_norm", "state_drift"}
-    if memory not in ("none", "rnn", "gru", "lstm"):
+    if memory not in ("none", "rnn", "gru", "lstm", "attention"):
         names |= {"write_strength", "erased", "surprise"}
     return names
 
