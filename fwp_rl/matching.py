@@ -10,9 +10,8 @@ parameters. A comparison should say which it is.
 
 import dataclasses
 import functools
-import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -30,6 +29,12 @@ MOST_HEADS, LARGEST_HEAD, LARGEST_SIZE = 64, 256, 2**20
 
 
 _HEADS = ("n_heads", "key_size", "value_size")
+_SIZES = [
+    (n_heads, key_size, value_size)
+    for n_heads in range(1, MOST_HEADS + 1)
+    for key_size in range(HEAD_STEP, LARGEST_HEAD + 1, HEAD_STEP)
+    for value_size in range(HEAD_STEP, LARGEST_HEAD + 1, HEAD_STEP)
+]
 _Count = Callable[[MemoryConfig], int]
 
 
@@ -68,7 +73,9 @@ def matched(
         16; the width, too, is a multiple of 8 where that is close enough (else a single step of a rollout is not
         compiled, and slower). The number of heads stays;
     -   of a fast-weight memory, to match a state, `n_heads`, `key_size` and `value_size`, as near to those of `memory`
-        as possible. The width stays, unless the keys have no size of their own.
+        as possible. The width stays, unless the keys have no size of their own;
+    -   of attention, to match parameters, the same as of a fast-weight memory; to match a state, `window`, and the heads
+        only where that is too coarse.
 
     Everything else stays as it is in `memory`, and all of it if that is near enough.
 
@@ -124,6 +131,8 @@ def _candidates(
             _sized(config, hidden_size=size)
             for size in _around(lambda size: count(_sized(config, hidden_size=size)), target, 1)
         ]
+    elif what == "state" and "window" in fields:
+        yield from _windows(config, count, target)
     elif what == "state" and fields.issuperset(_HEADS):
         yield _heads(config, count(config), target)
     elif "width" in fields:
@@ -178,18 +187,33 @@ def _widths(config: MemoryConfig, count: _Count, target: int, input_size: int) -
 def _heads(config: MemoryConfig, state: int, target: int) -> list[MemoryConfig]:
     """Numbers and sizes of heads with about the wanted state, beginning with those nearest to the given ones."""
     given = [getattr(config, name) for name in _HEADS]
-    sizes = range(HEAD_STEP, LARGEST_HEAD + 1, HEAD_STEP)
-    candidates = list(itertools.product(range(1, MOST_HEADS + 1), sizes, sizes))
 
     def off(candidate: tuple[int, ...]) -> float:
         return abs(math.log(math.prod(candidate) / math.prod(given) * state / target))
 
+    # What is not in the matrices, such as an output that is fed back, is a small part of a state.
+    return _nearest(config, [size for size in _SIZES if off(size) < 0.04] or [min(_SIZES, key=off)])
+
+
+def _windows(config: MemoryConfig, count: _Count, target: int) -> Iterator[list[MemoryConfig]]:
+    """Windows of about the wanted state for the given heads, then for others, the nearest first."""
+
+    def around(heads: MemoryConfig) -> list[MemoryConfig]:
+        windows = _around(lambda window: count(_sized(heads, window=window)), target, 1)
+        return [_sized(heads, window=window) for window in windows]
+
+    yield around(config)
+    small = [size for size in _SIZES if size[0] * (size[1] + size[2]) < target]
+    yield [candidate for heads in _nearest(config, small) for candidate in around(heads)]
+
+
+def _nearest(config: MemoryConfig, heads: Iterable[tuple[int, ...]]) -> list[MemoryConfig]:
+    """The given config with these heads, of which those come first that are nearest to its own."""
+    given = [getattr(config, name) for name in _HEADS]
+
     def distance(candidate: tuple[int, ...]) -> float:
         return sum(math.log(size / wanted) ** 2 for size, wanted in zip(candidate, given, strict=True))
 
-    # What is not in the matrices, such as an output that is fed back, is a small part of a state.
-    about_right = [candidate for candidate in candidates if off(candidate) < 0.04] or [min(candidates, key=off)]
     return [
-        _sized(config, **dict(zip(_HEADS, candidate, strict=True)))
-        for candidate in sorted(about_right, key=distance)[:50]
+        _sized(config, **dict(zip(_HEADS, candidate, strict=True))) for candidate in sorted(heads, key=distance)[:50]
     ]

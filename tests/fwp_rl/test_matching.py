@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from fwp_rl import DeltaConfig, GatedDeltaConfig, LSTMConfig, matched, memory_size
+from fwp_rl import AttentionConfig, DeltaConfig, GatedDeltaConfig, LSTMConfig, matched, memory_size
 from fwp_rl.layers import FastWeightConfig
 from fwp_rl.memory import Memory, MemoryConfig
 from fwp_rl.registry import memory_configs
 
-MEMORIES = ["none", "rnn", "gru", "lstm", "additive", "delta", "gated_delta"]
+MEMORIES = ["none", "rnn", "gru", "lstm", "additive", "delta", "gated_delta", "attention"]
 
 
 def test_size_counts_what_is_built() -> None:
@@ -67,6 +67,21 @@ def test_states_are_matched(name: str) -> None:
     for other, wanted in ((DeltaConfig(n_heads=3, key_size=16, value_size=64), 3072), ("lstm", 256), (32_768, 32_768)):
         config = matched(name, state=other, input_size=9)
         assert memory_size(config, 9).state == pytest.approx(wanted, rel=0.02)
+
+
+def test_attention_matches_a_state_by_its_window() -> None:
+    """Catches heads that are reshaped where the window does, a window that counts the present step, which is not kept,
+    and a state of few numbers that only other heads reach."""
+    assert memory_size("attention", 9).state == 63 * (4 * (32 + 32) + 1)
+    assert matched("attention", state="delta", input_size=9) == AttentionConfig(window=17)  # 16 x 257 for 4096
+    config = AttentionConfig(n_heads=3, window=9, expansion=3)
+    assert matched(config, state=40_000, input_size=9) == replace(config, window=208)
+    for few in (100, 1000):
+        found = matched(config, state=few, input_size=9)
+        assert isinstance(found, AttentionConfig)
+        assert (found.width, found.expansion) == (128, 3)
+        assert memory_size(found, 9).state == pytest.approx(few, rel=0.02)
+    assert matched(config, parameters=50_000, input_size=9).window == 9  # type: ignore[attr-defined]  # as above
 
 
 def test_what_is_near_enough_stays_as_it_is() -> None:
