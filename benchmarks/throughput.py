@@ -50,6 +50,7 @@ OTHERS = (
     "continuous_delta",
     "schlag2021",
     "irie2021",
+    "attention",
 )
 RESULTS = pathlib.Path(__file__).parent / "results"
 

@@ -4,6 +4,7 @@
     python docs/make_pictures.py delta lstm delay_heads   # these
 
 Left, of a memory of fast weights: what its rule does with keys and values written by hand, as the exact retrieval map.
+Left, of attention: what it reads with the same keys in a window of 6 steps.
 Left, of any other memory: the closest thing that it has, the gradient of each output with respect to each input.
 Right: how far back the gradient reaches in a freshly initialised memory of default size, beside all the others.
 The picture of delay heads shows one head that always writes under row 0, without a delay and with it.
@@ -23,8 +24,15 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from fwp_rl import audit_gradients, memory_configs
-from fwp_rl.inspection import Inspectable, MemoryTrace, trace_heads
-from fwp_rl.layers import HeadInputs
+from fwp_rl.inspection import (
+    AttentionTrace,
+    Attentive,
+    Inspectable,
+    MemoryTrace,
+    trace_attention,
+    trace_heads,
+)
+from fwp_rl.layers import AttentionInputs, HeadInputs
 from fwp_rl.memory import Memory
 
 FOLDER = pathlib.Path(__file__).parent / "memories"
@@ -49,10 +57,20 @@ SCRIPT: list[tuple[str, float, str]] = [
 START = 8
 KEYS = "ABC"
 
+WINDOW = 6
+SHARPNESS = 8.0
+"""Logit of equal keys; that of others is 0."""
+
 READ_ROWS = [0, 0, 1, 2, 3, 1, 0, 1, 2, 3, 2, 1]
 """Row that is read at each step of a head that always writes under row 0; an episode starts before step 6."""
 DELAY_START = 6
 DELAY_HEADS = "delay_heads"
+
+
+def vectors(keys: list[str]) -> Tensor:
+    """Orthogonal unit vectors for the keys by their names, also for none, `[T, 1, 1, K]`."""
+    indices = torch.tensor([KEYS.find(key) if key else len(KEYS) for key in keys])
+    return F.one_hot(indices, len(KEYS) + 1).double()[:, None, None]
 
 
 def scripted(memory: Inspectable) -> MemoryTrace:
@@ -62,11 +80,6 @@ def scripted(memory: Inspectable) -> MemoryTrace:
     starts[START] = True
     assert isinstance(memory, Memory)
     heads = memory.double().head_inputs(inputs, memory.initial_state(1), starts)
-
-    def vectors(keys: list[str]) -> Tensor:
-        indices = torch.tensor([KEYS.find(key) if key else len(KEYS) for key in keys])
-        return F.one_hot(indices, len(KEYS) + 1).double()[:, None, None]
-
     steps = len(SCRIPT)
     decay = torch.full((steps, 1, 1), 0.5 ** (1 / HALF_LIFE), dtype=torch.float64).log()
     heads = heads._replace(
@@ -79,6 +92,22 @@ def scripted(memory: Inspectable) -> MemoryTrace:
         delay_heads=0,
     )
     return trace_heads(heads, starts)
+
+
+def scripted_attention() -> AttentionTrace:
+    """What attention reads of the script: each step has a key, that of no key too, and write strengths mean nothing."""
+    steps = torch.arange(len(SCRIPT))
+    ago = steps[:, None] - steps
+    same_episode = (steps[:, None] >= START) == (steps >= START)
+    q, k = (vectors(list(keys)) for keys in zip(*((read, written) for written, _, read in SCRIPT), strict=True))
+    return trace_attention(
+        AttentionInputs(
+            q=SHARPNESS * q.shape[-1] ** 0.5 * q,
+            k=k,
+            v=torch.eye(len(steps), dtype=torch.float64)[:, None, None],
+            allowed=((ago >= 0) & (ago < WINDOW) & same_episode)[:, None],
+        )
+    )
 
 
 def scripted_delay(delay_heads: int) -> MemoryTrace:
@@ -99,11 +128,11 @@ def scripted_delay(delay_heads: int) -> MemoryTrace:
     return trace_heads(heads, starts)
 
 
-def draw_weights(axes: Axes, trace: MemoryTrace, start: int) -> None:
+def draw_weights(axes: Axes, trace: MemoryTrace | AttentionTrace, start: int) -> None:
     """The weight of every write in every read."""
     weights = trace.retrieval[:, 0, 0]
     axes.imshow(weights, cmap="RdBu", vmin=-1, vmax=1)
-    for t, s in weights.nonzero().tolist():
+    for t, s in (weights.abs() > 0.005).nonzero().tolist():
         weight = float(weights[t, s])
         axes.text(s, t, f"{weight:.2f}".rstrip("0").rstrip("."), ha="center", va="center", fontsize=6.5, color="white")
     for line in (axes.axhline, axes.axvline):
@@ -128,6 +157,16 @@ def draw_retrieval(axes: Axes, trace: MemoryTrace) -> None:
     axes.set_xticks(range(len(SCRIPT)), [f"{half if b == 0.5 else ''}{key}" for key, b, _ in SCRIPT])
     axes.set_yticks(range(len(SCRIPT)), [read for _, _, read in SCRIPT])
     axes.set_xlabel("written key, step by step (½: half strength)")
+    axes.set_ylabel("key that is read")
+    axes.set_title("what each read consists of", fontsize=9)
+
+
+def draw_attention(axes: Axes) -> None:
+    """The weight of every step in every read of the script."""
+    draw_weights(axes, scripted_attention(), START)
+    axes.set_xticks(range(len(SCRIPT)), [written or "-" for written, _, _ in SCRIPT])
+    axes.set_yticks(range(len(SCRIPT)), [read for _, _, read in SCRIPT])
+    axes.set_xlabel(f"key of each step (window of {WINDOW} steps)")
     axes.set_ylabel("key that is read")
     axes.set_title("what each read consists of", fontsize=9)
 
@@ -184,6 +223,8 @@ def main() -> None:
             memory = memories[name]
             if isinstance(memory, Inspectable):
                 draw_retrieval(left, scripted(memory))
+            elif isinstance(memory, Attentive):
+                draw_attention(left)
             else:
                 draw_gradients(left, memory)
         for axes in (left, right):

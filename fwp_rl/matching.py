@@ -74,8 +74,8 @@ def matched(
         compiled, and slower). The number of heads stays;
     -   of a fast-weight memory, to match a state, `n_heads`, `key_size` and `value_size`, as near to those of `memory`
         as possible. The width stays, unless the keys have no size of their own;
-    -   of attention, to match parameters, the same as of a fast-weight memory; to match a state, `window`, and the heads
-        only where that is too coarse.
+    -   of attention, to match parameters, the same as of a fast-weight memory; to match a state, `window`, and the
+        heads only where that is too coarse.
 
     Everything else stays as it is in `memory`, and all of it if that is near enough.
 
