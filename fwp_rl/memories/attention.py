@@ -212,7 +212,7 @@ class Attention(Memory):
 def _counted_on(last: Float[Tensor, " B"], episode_starts: Bool[Tensor, "T B"], period: int) -> Float[Tensor, "T B"]:
     """The number of each step in its episode, 1 ... `period` and from 1 again, where `last` was that before."""
     steps = torch.arange(len(episode_starts), device=last.device)[:, None]
-    start = torch.where(episode_starts, steps, -1).cummax(0).values
+    start = steps.masked_fill(~episode_starts, -1).cummax(0).values
     before = torch.where(start < 0, last + steps, (steps - start).to(last.dtype))
     return before % period + 1
 
