@@ -158,7 +158,6 @@ class Attention(Memory):
         # What is not a number, or too large to be multiplied, is taken out, and put back where it can be attended to:
         # masked products would spread it.
         broken = ~torch.linalg.vector_norm(rows.detach(), dim=-1).isfinite()
-        broken[:, n_past:] |= ~torch.linalg.vector_norm(q.detach().flatten(2), dim=-1).isfinite().T
         rows = rows.masked_fill(broken[..., None], 0.0)
         q = q.masked_fill(broken[:, n_past:].T[..., None, None], 0.0)
 
