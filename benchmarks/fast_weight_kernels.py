@@ -40,39 +40,46 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 NVIDIA = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 COLUMNS = ("registers", "stack", "shared")
 
-Case = tuple[str, int, int, str, str, bool]  # kernel, K, V, dtype of inputs, rule, is there a decay
+Case = tuple[str, int, int, str, str, bool, bool]  # kernel, K, V, dtype of inputs, rule, is there a decay, a delay head
 
 
 def all_cases() -> list[Case]:
-    """Every size with every dtype and rule, and every pair of sizes with the most that a rule can have."""
+    """Every size with every dtype and rule, and every pair of sizes with the most that a rule can have; likewise with
+    delay heads, but for the second dtype.
+    """
     square = [
-        (kernel, size, size, dtype, rule, gated)
-        for kernel, size, dtype in itertools.product(KERNELS, _triton.SIZES, ("fp32", "bf16"))
+        (kernel, size, size, dtype, rule, gated, delayed)
+        for delayed, dtypes in ((False, ("fp32", "bf16")), (True, ("fp32",)))
+        for kernel, size, dtype in itertools.product(KERNELS, _triton.SIZES, dtypes)
         for rule, gated in itertools.product(("delta", "additive"), (True, False))
     ]
     pairs = itertools.permutations(_triton.SIZES, 2)
-    return square + [(kernel, K, V, "fp32", "delta", True) for (K, V), kernel in itertools.product(pairs, KERNELS)]
+    return square + [
+        (kernel, K, V, "fp32", "delta", True, delayed)
+        for delayed, (K, V), kernel in itertools.product((False, True), pairs, KERNELS)
+    ]
 
 
 def describe(case: Case) -> str:
-    kernel, K, V, dtype, rule, gated = case
-    return f"{kernel} {K}x{V} {dtype} {rule}{' gated' if gated else ''}"
+    kernel, K, V, dtype, rule, gated, delayed = case
+    return f"{kernel} {K}x{V} {dtype} {rule}{' gated' if gated else ''}{' delayed' if delayed else ''}"
 
 
 def resources(case: Case, target: str) -> dict[str, int]:
     """Compiles one kernel for one target; `products` by warp groups are those that `_triton` turns off."""
-    kernel, K, V, dtype, rule, gated = case
+    kernel, K, V, dtype, rule, gated, delayed = case
     function = getattr(_triton, f"{kernel}_kernel")
     block_k, block_v = _triton.blocks(K, V)
-    chosen = _triton.launch(kernel, block_k, block_v, target)
+    chosen = _triton.launch(kernel, block_k, block_v, target, delayed)
     constants = {"SCALE": 0.5, "K": K, "V": V, "BLOCK_K": block_k, "BLOCK_V": block_v}
     constants |= {"CHUNK": _triton.CHUNK, "KEEP": True}
-    constants |= {"DELTA": rule == "delta", "GATED": gated, "PRECISION": chosen.precision}
+    constants |= {"DELTA": rule == "delta", "GATED": gated, "DELAYED": delayed, "PRECISION": chosen.precision}
     constants |= {f"{name}_d": 1 for name in "qkv"} | {"initial_v": 1} | ({} if gated else {"log_decay": None})
+    numbers = r"T|B|H|delay_heads|n_inner|.*_[tbhk]"
     types = dict.fromkeys(INPUTS, f"*{dtype}") | {"starts": "*i1"}
     for parameter in function.params:
-        is_stride = re.fullmatch(r"T|B|H|.*_[tbhk]", parameter.name) and parameter.name not in ("grad_q", "grad_k")
-        types.setdefault(parameter.name, "i32" if is_stride else "*fp32")
+        is_number = re.fullmatch(numbers, parameter.name) and parameter.name not in ("grad_q", "grad_k")
+        types.setdefault(parameter.name, "i32" if is_number else "*fp32")
     os.environ.update(_triton.WITHOUT_WARP_GROUPS)
     return counted(compiled_for(target, function, constants, types, chosen.num_warps))
 
@@ -124,7 +131,7 @@ def table(rows: dict[str, dict[str, list[int]]]) -> str:
 
 def main() -> None:
     cases = {describe(case): case for case in all_cases()}
-    smoke = ("step", 16, 16, "fp32", "delta", False)
+    smoke = ("step", 16, 16, "fp32", "delta", False, False)
     run(__doc__, "fast_weight_kernels", "Resources of the Triton kernels", cases, describe(smoke), resources)
 
 

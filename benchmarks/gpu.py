@@ -82,13 +82,13 @@ class Case:
 # ------------------------------------------------------------------------------------------------------ correctness
 
 
-def largest_error(case: Case, rule: str, gated: bool, device: torch.device) -> tuple[float, str]:
+def largest_error(case: Case, rule: str, gated: bool, delay_heads: int, device: torch.device) -> tuple[float, str]:
     """Of outputs, states, all gradients and one step without, relative to the largest entry of each; and where."""
     inputs, starts = case.inputs(device, gated)
     found = []
     for backend, widen in (("triton", False), ("reference", True)):
         leaves = {name: (x.double() if widen else x).requires_grad_() for name, x in inputs.items()}
-        options: dict[str, Any] = {"rule": rule, "backend": backend}
+        options: dict[str, Any] = {"rule": rule, "delay_heads": delay_heads, "backend": backend}
         y, final = fast_weight_scan(**leaves, episode_starts=starts, **options)
         with torch.no_grad():
             first = {name: x if name == "state" else x[:1] for name, x in leaves.items()}
@@ -106,12 +106,15 @@ def largest_error(case: Case, rule: str, gated: bool, device: torch.device) -> t
 
 def check(cases: list[Case], device: torch.device) -> list[dict[str, Any]]:
     rows = []
-    for case, (rule, gated) in itertools.product(cases, RULES):
-        error, where = largest_error(case, rule, gated, device)
-        rows.append(asdict(case) | {"rule": rule, "decay": gated, "error": error, "in": where})
+    for case, (rule, gated), delay_heads in itertools.product(cases, RULES, (0, 1)):
+        error, where = largest_error(case, rule, gated, delay_heads, device)
+        setting = {"rule": rule, "decay": gated, "delay_heads": delay_heads}
+        rows.append(asdict(case) | setting | {"error": error, "in": where})
         if not error <= TOLERANCE[case.dtype]:
-            name = f"{rule}{' with decay' if gated else ''}, {case.size} x {case.size}, {case.dtype}"
-            sys.exit(f"the kernels are wrong: off by {error:.1e} in the {where} ({name}), so nothing is timed")
+            name = f"{rule}{' with decay' if gated else ''}, {delay_heads} delay heads, {case.size} x {case.size}"
+            sys.exit(
+                f"the kernels are wrong: off by {error:.1e} in the {where} ({name}, {case.dtype}), so nothing is timed"
+            )
     return rows
 
 

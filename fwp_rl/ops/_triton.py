@@ -34,6 +34,10 @@ CHECK_TOLERANCE = 1e-4
 # inverses [chunks, B, H, CHUNK, CHUNK], the gradients like their tensors. In a chunk i is the later step, j the
 # earlier one; [:, None] is i in pairs and j in their transpose.
 #
+# A delay head is computed in the frame in which its rows do not move: what has K for an axis is loaded and stored where
+# P^turns takes it, with the sign that it has there. DELAYED compiles that in; the other heads of such a kernel have no
+# turns.
+#
 # The loops over chunks keep what does not change where it is computed (`disable_licm`). Taken out of them, some seventy
 # addresses in shared memory would each hold a register from the first chunk to the last, and spill.
 
@@ -53,6 +57,49 @@ def _store(pointer, steps, x_t, columns, x, T, SIZE: tl.constexpr):
 
 
 @triton.jit
+def _places(rows, turns, K: tl.constexpr, DELAYED: tl.constexpr):
+    """Where P^turns takes the rows of a head, and whether their sign is turned there."""
+    if DELAYED:
+        places = (rows + turns).to(tl.uint32)
+        return (places % K).to(tl.int32), places // K % 2 == 1
+    else:
+        return rows, False
+
+
+@triton.jit
+def _turn(x, turned, DELAYED: tl.constexpr):
+    if DELAYED:
+        return tl.where(turned, -x, x)
+    else:
+        return x
+
+
+@triton.jit
+def _load_keys(
+    pointer, steps, x_t, rows, x_d, turns, T, K: tl.constexpr, DELAYED: tl.constexpr, dtype: tl.constexpr
+):  # fmt: skip
+    """Keys or queries of a chunk: P^-turns x."""
+    if DELAYED:
+        inside = (steps < T)[:, None] & (rows < K)[None, :]
+        places, turned = _places(rows[None, :], turns[:, None], K, DELAYED)
+        offsets = steps.to(tl.int64)[:, None] * x_t + places * x_d
+        return _turn(tl.load(pointer + offsets, mask=inside, other=0.0).to(dtype), turned, DELAYED)
+    else:
+        return _load(pointer, steps, x_t, rows, x_d, T, K, dtype)
+
+
+@triton.jit
+def _store_keys(pointer, steps, x_t, rows, x, turns, T, K: tl.constexpr, DELAYED: tl.constexpr):
+    """P^turns x."""
+    if DELAYED:
+        inside = (steps < T)[:, None] & (rows < K)[None, :]
+        places, turned = _places(rows[None, :], turns[:, None], K, DELAYED)
+        tl.store(pointer + steps.to(tl.int64)[:, None] * x_t + places, _turn(x, turned, DELAYED), mask=inside)
+    else:
+        _store(pointer, steps, x_t, rows, x, T, K)
+
+
+@triton.jit
 def _load_steps(pointer, steps, x_t, T, other):
     return tl.load(pointer + steps.to(tl.int64) * x_t, mask=steps < T, other=other)
 
@@ -61,6 +108,13 @@ def _load_steps(pointer, steps, x_t, T, other):
 def _load_state(pointer, rows, s_k, columns, s_v, K: tl.constexpr, V: tl.constexpr):
     inside = (rows < K)[:, None] & (columns < V)[None, :]
     return tl.load(pointer + rows[:, None] * s_k + columns[None, :] * s_v, mask=inside, other=0.0)
+
+
+@triton.jit
+def _store_final(pointer, rows, columns, state, turns, K: tl.constexpr, V: tl.constexpr, DELAYED: tl.constexpr):
+    inside = (rows < K)[:, None] & (columns < V)[None, :]
+    places, turned = _places(rows[:, None], turns, K, DELAYED)
+    tl.store(pointer + places * V + columns[None, :], _turn(state, turned, DELAYED), mask=inside)
 
 
 @triton.jit
@@ -135,19 +189,22 @@ def _invert(system, CHUNK: tl.constexpr):
 
 
 _RUN_TIME = ["T", "H", "beta_t", "beta_b", "beta_h", "decay_t", "decay_b", "decay_h", "starts_t", "starts_b"]
+_RUN_TIME += ["delay_heads", "n_inner"]
 
 
 @triton.jit(do_not_specialize=["B", *_RUN_TIME])
 def forward_kernel(
     q, k, v, beta, log_decay, initial, starts, y, final, errors, inverses,
     q_t, q_b, q_h, q_d, k_t, k_b, k_h, k_d, v_t, v_b, v_h, v_d, beta_t, beta_b, beta_h, decay_t, decay_b, decay_h,
-    initial_b, initial_h, initial_k, initial_v, starts_t, starts_b, T, B, H,
+    initial_b, initial_h, initial_k, initial_v, starts_t, starts_b, T, B, H, delay_heads, n_inner,
     SCALE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-    CHUNK: tl.constexpr, DELTA: tl.constexpr, GATED: tl.constexpr, KEEP: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr, DELTA: tl.constexpr, GATED: tl.constexpr, DELAYED: tl.constexpr, KEEP: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Outputs and final state; if KEEP also, for the backward, err = v - S'^T k and the inverses of the chunks."""
     program = tl.program_id(0).to(tl.int64)
     b, h = program // H, program % H
+    moving = (h < delay_heads).to(tl.int32)
     dtype: tl.constexpr = final.dtype.element_ty
     index = tl.arange(0, CHUNK)
     rows, columns = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
@@ -167,8 +224,9 @@ def forward_kernel(
 
     for begin in tl.range(0, T, CHUNK, disable_licm=True):
         steps = begin + index
-        q_c = _load(q, steps, q_t, rows, q_d, T, K, dtype)
-        k_c = _load(k, steps, k_t, rows, k_d, T, K, dtype)
+        turns = (steps // n_inner + 1) * moving
+        q_c = _load_keys(q, steps, q_t, rows, q_d, turns, T, K, DELAYED, dtype)
+        k_c = _load_keys(k, steps, k_t, rows, k_d, turns, T, K, DELAYED, dtype)
         v_c = _load(v, steps, v_t, columns, v_d, T, V, dtype)
         beta_c = _load_steps(beta, steps, beta_t, T, 0.0).to(dtype)
         _, episodes, last_episode, total, from_state, to_end, left = _masks(
@@ -200,8 +258,7 @@ def forward_kernel(
         _store(y, steps, programs * V, columns, SCALE * read, T, V)
         state = faded
 
-    inside = (rows < K)[:, None] & (columns < V)[None, :]
-    tl.store(final + program * K * V + rows[:, None] * V + columns[None, :], state, mask=inside)
+    _store_final(final + program * K * V, rows, columns, state, T // n_inner * moving, K, V, DELAYED)
 
 
 @triton.jit(do_not_specialize=["B", *_RUN_TIME])
@@ -209,13 +266,14 @@ def backward_kernel(
     q, k, v, beta, log_decay, initial, starts, y, final, errors, inverses, grad_y, grad_final,
     grad_q, grad_k, grad_v, grad_beta, grad_decay, grad_initial,
     q_t, q_b, q_h, q_d, k_t, k_b, k_h, k_d, v_t, v_b, v_h, v_d, beta_t, beta_b, beta_h, decay_t, decay_b, decay_h,
-    initial_b, initial_h, initial_k, initial_v, starts_t, starts_b, T, B, H,
+    initial_b, initial_h, initial_k, initial_v, starts_t, starts_b, T, B, H, delay_heads, n_inner,
     SCALE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-    CHUNK: tl.constexpr, DELTA: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr, DELTA: tl.constexpr, GATED: tl.constexpr, DELAYED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Two sweeps: in reverse, where only G = dL/dS lives, then forward, where only S lives; no state is stored."""
     program = tl.program_id(0).to(tl.int64)
     b, h = program // H, program % H
+    moving = (h < delay_heads).to(tl.int32)
     dtype: tl.constexpr = final.dtype.element_ty
     index = tl.arange(0, CHUNK)
     rows, columns = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
@@ -247,17 +305,21 @@ def backward_kernel(
     if grad_final is None:
         gradient = tl.zeros([BLOCK_K, BLOCK_V], dtype)
     else:
-        gradient = tl.load(grad_final + program * K * V + dense, mask=inside, other=0.0)
+        places, turned = _places(rows[:, None], T // n_inner * moving, K, DELAYED)
+        moved = places * V + columns[None, :]
+        gradient = tl.load(grad_final + program * K * V + moved, mask=inside, other=0.0)
         if GATED:
-            fade = tl.sum(tl.sum(gradient * tl.load(final + program * K * V + dense, mask=inside, other=0.0), 1), 0)
+            fade = tl.sum(tl.sum(gradient * tl.load(final + program * K * V + moved, mask=inside, other=0.0), 1), 0)
+        gradient = _turn(gradient, turned, DELAYED)
     for chunk in tl.range(chunks - 1, -1, -1, disable_licm=True):
         steps = chunk * CHUNK + index
+        turns = (steps // n_inner + 1) * moving
         beta_c = _load_steps(beta, steps, beta_t, T, 0.0).to(dtype)
         starts_c, episodes, last_episode, total, from_state, to_end, left = _masks(
             log_decay, decay_t, starts, starts_t, steps, T, GATED, CHUNK, dtype
         )
-        q_c = _load(q, steps, q_t, rows, q_d, T, K, dtype)
-        k_c = _load(k, steps, k_t, rows, k_d, T, K, dtype)
+        q_c = _load_keys(q, steps, q_t, rows, q_d, turns, T, K, DELAYED, dtype)
+        k_c = _load_keys(k, steps, k_t, rows, k_d, turns, T, K, DELAYED, dtype)
         grad_y_c = _load(grad_y, steps, y_t, columns, 1, T, V, dtype)
         if DELTA:
             error = _load(errors, steps, y_t, columns, 1, T, V, dtype)
@@ -297,14 +359,15 @@ def backward_kernel(
     state = _load_state(initial + b * initial_b + h * initial_h, rows, initial_k, columns, initial_v, K, V)
     for begin in tl.range(0, T, CHUNK, disable_licm=True):
         steps = begin + index
+        turns = (steps // n_inner + 1) * moving
         beta_c = _load_steps(beta, steps, beta_t, T, 0.0).to(dtype)
         _, episodes, last_episode, total, from_state, to_end, left = _masks(
             log_decay, decay_t, starts, starts_t, steps, T, GATED, CHUNK, dtype
         )
         pairs = _pairs(episodes, total, GATED, False, CHUNK, dtype)
         reached = (episodes == 0)[:, None]
-        q_c = _load(q, steps, q_t, rows, q_d, T, K, dtype)
-        k_c = _load(k, steps, k_t, rows, k_d, T, K, dtype)
+        q_c = _load_keys(q, steps, q_t, rows, q_d, turns, T, K, DELAYED, dtype)
+        k_c = _load_keys(k, steps, k_t, rows, k_d, turns, T, K, DELAYED, dtype)
         grad_y_c = _load(grad_y, steps, y_t, columns, 1, T, V, dtype)
         if DELTA:
             u = beta_c[:, None] * _load(errors, steps, y_t, columns, 1, T, V, dtype)
@@ -315,7 +378,7 @@ def backward_kernel(
         reading = SCALE * pairs * _dot(grad_y_c, tl.trans(u), PRECISION)
         grad_q_c = tl.where(reached, (SCALE * from_state)[:, None] * _dot(grad_y_c, tl.trans(state), PRECISION), 0.0)
         grad_q_c += _dot(reading, k_c, PRECISION)
-        _store(grad_q, steps, programs * K, rows, grad_q_c, T, K)
+        _store_keys(grad_q, steps, programs * K, rows, grad_q_c, turns, T, K, DELAYED)
         grad_k_c = _load(grad_k, steps, programs * K, rows, 1, T, K, dtype)
         grad_k_c += _dot(tl.trans(reading), q_c, PRECISION)
         if DELTA:
@@ -325,7 +388,9 @@ def backward_kernel(
             grad_k_c -= _dot(erasing + tl.trans(erasing), k_c, PRECISION)
             erased = from_state[:, None] * _dot(grad_v_c, tl.trans(state), PRECISION)
             grad_k_c -= tl.where(reached, erased, 0.0)
-        _store(grad_k, steps, programs * K, rows, grad_k_c, T, K)
+        if DELAYED:
+            tl.debug_barrier()  # until then, what other threads read may lie where this one writes
+        _store_keys(grad_k, steps, programs * K, rows, grad_k_c, turns, T, K, DELAYED)
         state = faded
 
 
@@ -333,17 +398,20 @@ def backward_kernel(
 def step_kernel(
     q, k, v, beta, log_decay, initial, starts, y, final,
     q_b, q_h, q_d, k_b, k_h, k_d, v_b, v_h, v_d, beta_b, beta_h, decay_b, decay_h,
-    initial_b, initial_h, initial_k, initial_v, starts_b, H,
+    initial_b, initial_h, initial_k, initial_v, starts_b, H, delay_heads,
     SCALE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-    DELTA: tl.constexpr, GATED: tl.constexpr,
+    DELTA: tl.constexpr, GATED: tl.constexpr, DELAYED: tl.constexpr,
 ):  # fmt: skip
     """One step of all programs, as in the definition."""
     program = tl.program_id(0).to(tl.int64)
     b, h = program // H, program % H
+    moving = (h < delay_heads).to(tl.int32)
     dtype: tl.constexpr = final.dtype.element_ty
     rows, columns = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
-    q_c = tl.load(q + b * q_b + h * q_h + rows * q_d, mask=rows < K, other=0.0).to(dtype)
-    k_c = tl.load(k + b * k_b + h * k_h + rows * k_d, mask=rows < K, other=0.0).to(dtype)
+    places, turned = _places(rows, moving, K, DELAYED)
+    q_c = tl.load(q + b * q_b + h * q_h + places * q_d, mask=rows < K, other=0.0).to(dtype)
+    k_c = tl.load(k + b * k_b + h * k_h + places * k_d, mask=rows < K, other=0.0).to(dtype)
+    q_c, k_c = _turn(q_c, turned, DELAYED), _turn(k_c, turned, DELAYED)
     v_c = tl.load(v + b * v_b + h * v_h + columns * v_d, mask=columns < V, other=0.0).to(dtype)
     beta_c = tl.load(beta + b * beta_b + h * beta_h).to(dtype)
     state = _load_state(initial + b * initial_b + h * initial_h, rows, initial_k, columns, initial_v, K, V)
@@ -354,8 +422,7 @@ def step_kernel(
         v_c -= tl.sum(state * k_c[:, None], 0)
     state += k_c[:, None] * (beta_c * v_c)[None, :]
     tl.store(y + program * V + columns, SCALE * tl.sum(state * q_c[:, None], 0), mask=columns < V)
-    inside = (rows < K)[:, None] & (columns < V)[None, :]
-    tl.store(final + program * K * V + rows[:, None] * V + columns[None, :], state, mask=inside)
+    _store_final(final + program * K * V, rows, columns, state, moving, K, V, DELAYED)
 
 
 # ---------------------------------------------------------------------------------------------------------- launches
@@ -369,15 +436,17 @@ class Launch(NamedTuple):
     """Of the products of matrices; all three keep the accuracy of float32, in other registers."""
 
 
-def launch(kernel: str, block_k: int, block_v: int, architecture: str) -> Launch:
+def launch(kernel: str, block_k: int, block_v: int, architecture: str, delayed: bool) -> Launch:
     """The one table of launch parameters, from the registers that `benchmarks.fast_weight_kernels` counts.
 
-    The same for both dtypes of inputs: they are widened as they are loaded.
+    The same for both dtypes of inputs: they are widened as they are loaded. With products of tf32, the backward spills
+    if heads are large or delayed.
     """
     size = max(block_k, block_v)
     if architecture.startswith("gfx"):  # 64 threads in a warp, and products of float32 in hardware
         return Launch({16: 1, 32: 2, 64: 4}[size], "ieee")
-    return Launch({16: 1, 32: 4, 64: 8}[size], "bf16x6" if size == 64 and kernel == "backward" else "tf32x3")
+    narrow = kernel == "backward" and (size == 64 or delayed)
+    return Launch({16: 1, 32: 4, 64: 8}[size], "bf16x6" if narrow else "tf32x3")
 
 
 WITHOUT_WARP_GROUPS = {"DISABLE_MMA_V3": "1", "DISABLE_MMA_V5": "1"}
@@ -424,10 +493,15 @@ def is_interpreted() -> bool:
 
 
 def check_against_reference(
-    device: torch.device, rule: str, gated: bool, key_size: int, value_size: int, scale: float
+    device: torch.device, rule: str, gated: bool, key_size: int, value_size: int, scale: float, delayed: bool
 ) -> None:
-    """Raises if the kernels, as compiled for this device, compute something else than the definition."""
-    T, B, H = 2 * CHUNK + 5, 2, 2
+    """Raises if the kernels, as compiled for this device, compute something else than the definition.
+
+    With delay heads they do so for more than 2K moves, after which every row is back with its sign.
+    """
+    T, B, H, delay_heads, n_inner = 2 * CHUNK + 5, 2, 2, 0, 1
+    if delayed:
+        T, delay_heads, n_inner = 2 * max(T, 2 * key_size + 5), 1, 2
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -449,11 +523,11 @@ def check_against_reference(
     for implementation in (scan, _reference.scan):
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
             leaves = {name: x if x is None else x.clone().requires_grad_() for name, x in inputs.items()}
-            y, final = implementation(*leaves.values(), starts, rule, scale)
+            y, final = implementation(*leaves.values(), starts, rule, scale, delay_heads, n_inner)
             wanted = {name: x for name, x in leaves.items() if x is not None}
             gradients = torch.autograd.grad([y, final], list(wanted.values()), weights)
             step = {name: x if x is None or name == "state" else x[:1] for name, x in inputs.items()}
-            step_y, step_final = implementation(*step.values(), starts[:1], rule, scale)
+            step_y, step_final = implementation(*step.values(), starts[:1], rule, scale, delay_heads, 1)
         names = ["outputs", "final state", *(f"gradient of {name}" for name in wanted), "one step", "state after it"]
         results.append(dict(zip(names, (y, final, *gradients, step_y, step_final), strict=True)))
     for name, expected in results[1].items():
@@ -464,10 +538,10 @@ def check_against_reference(
             )
 
 
-def _options(kernel: str, block_k: int, block_v: int, device: torch.device) -> dict:
+def _options(kernel: str, block_k: int, block_v: int, device: torch.device, delayed: bool) -> dict:
     if is_interpreted():
         return {"PRECISION": "ieee"} if kernel != "step" else {}
-    chosen = launch(kernel, block_k, block_v, _architecture(device))
+    chosen = launch(kernel, block_k, block_v, _architecture(device), delayed)
     options = {"num_warps": chosen.num_warps, "num_stages": 1, "enable_fp_fusion": True}
     return options | {"PRECISION": chosen.precision} if kernel != "step" else options
 
@@ -499,11 +573,14 @@ def scan(
     episode_starts: Tensor,
     rule: str,
     scale: float,
+    delay_heads: int,
+    n_inner: int,
 ) -> tuple[Tensor, Tensor]:
     """One launch, and one in the backward; inputs may be half precision, all else has the dtype of the state."""
     inputs = (q, k, v, beta, state) if log_decay is None else (q, k, v, beta, state, log_decay)
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    y, final, _, _ = _scan(q, k, v, beta, log_decay, state, episode_starts, rule == "delta", scale, keep)
+    delta = rule == "delta"
+    y, final, _, _ = _scan(q, k, v, beta, log_decay, state, episode_starts, delta, scale, delay_heads, n_inner, keep)
     return y, final
 
 
@@ -518,34 +595,36 @@ def _scan(
     starts: Tensor,
     delta: bool,
     scale: float,
+    delay_heads: int,
+    n_inner: int,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     T, B, H, K = q.shape
     V = v.shape[-1]
     y, final, errors, inverses = _empty_results(q, v, initial, delta, keep)
-    block_k, block_v = blocks(K, V)
+    (block_k, block_v), delayed = blocks(K, V), delay_heads > 0
     options = {"SCALE": scale, "K": K, "V": V, "BLOCK_K": block_k, "BLOCK_V": block_v}
-    options |= {"DELTA": delta, "GATED": log_decay is not None}
+    options |= {"DELTA": delta, "GATED": log_decay is not None, "DELAYED": delayed}
     decay_strides = (0, 0, 0) if log_decay is None else log_decay.stride()
     with _prepared(q):
         if T == 1 and not keep:
             step_kernel[(B * H,)](
                 q, k, v, beta, log_decay, initial, starts, y, final,
                 *q.stride()[1:], *k.stride()[1:], *v.stride()[1:], *beta.stride()[1:], *decay_strides[1:],
-                *initial.stride(), starts.stride(1), H,
-                **options, **_options("step", block_k, block_v, q.device),
+                *initial.stride(), starts.stride(1), H, delay_heads,
+                **options, **_options("step", block_k, block_v, q.device, delayed),
             )  # fmt: skip
         else:
             forward_kernel[(B * H,)](
                 q, k, v, beta, log_decay, initial, starts, y, final, errors, inverses,
-                *_strides(q, k, v, beta, decay_strides, initial, starts), T, B, H,
-                CHUNK=CHUNK, KEEP=keep, **options, **_options("forward", block_k, block_v, q.device),
+                *_strides(q, k, v, beta, decay_strides, initial, starts), T, B, H, delay_heads, n_inner,
+                CHUNK=CHUNK, KEEP=keep, **options, **_options("forward", block_k, block_v, q.device, delayed),
             )  # fmt: skip
     return y, final, errors, inverses
 
 
 @_scan.register_fake
-def _(q, k, v, beta, log_decay, initial, starts, delta, scale, keep):
+def _(q, k, v, beta, log_decay, initial, starts, delta, scale, delay_heads, n_inner, keep):
     return _empty_results(q, v, initial, delta, keep)
 
 
@@ -566,29 +645,35 @@ def _scan_backward(
     grad_final: Tensor | None,
     delta: bool,
     scale: float,
+    delay_heads: int,
+    n_inner: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     T, B, H, K = q.shape
     V = v.shape[-1]
     gradients = _empty_gradients(q, k, v, beta, log_decay, initial)
-    block_k, block_v = blocks(K, V)
+    (block_k, block_v), delayed = blocks(K, V), delay_heads > 0
+    decay_strides = (0, 0, 0) if log_decay is None else log_decay.stride()
     with _prepared(q):
         backward_kernel[(B * H,)](
             q, k, v, beta, log_decay, initial, starts, y, final, errors, inverses,
             grad_y.contiguous(), None if grad_final is None else grad_final.contiguous(), *gradients,
-            *_strides(q, k, v, beta, (0, 0, 0) if log_decay is None else log_decay.stride(), initial, starts), T, B, H,
+            *_strides(q, k, v, beta, decay_strides, initial, starts), T, B, H, delay_heads, n_inner,
             SCALE=scale, K=K, V=V, BLOCK_K=block_k, BLOCK_V=block_v, CHUNK=CHUNK, DELTA=delta,
-            GATED=log_decay is not None, **_options("backward", block_k, block_v, q.device),
+            GATED=log_decay is not None, DELAYED=delayed, **_options("backward", block_k, block_v, q.device, delayed),
         )  # fmt: skip
     return gradients
 
 
 @_scan_backward.register_fake
-def _(q, k, v, beta, log_decay, initial, starts, y, final, errors, inverses, grad_y, grad_final, delta, scale):
+def _(
+    q, k, v, beta, log_decay, initial, starts, y, final, errors, inverses, grad_y, grad_final,
+    delta, scale, delay_heads, n_inner,
+):  # fmt: skip
     return _empty_gradients(q, k, v, beta, log_decay, initial)
 
 
 def _save(ctx, inputs, output):
-    *tensors, ctx.delta, ctx.scale, _ = inputs
+    *tensors, ctx.delta, ctx.scale, ctx.delay_heads, ctx.n_inner, _ = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)
@@ -597,10 +682,11 @@ def _save(ctx, inputs, output):
 def _differentiate(ctx, grad_y, grad_final, *_):
     q, k, v, beta, log_decay, *_, y, _, _, _ = ctx.saved_tensors
     grad_y = torch.zeros_like(y) if grad_y is None else grad_y
-    gradients = _scan_backward(*ctx.saved_tensors, grad_y, grad_final, ctx.delta, ctx.scale)
+    numbers = ctx.delta, ctx.scale, ctx.delay_heads, ctx.n_inner
+    gradients = _scan_backward(*ctx.saved_tensors, grad_y, grad_final, *numbers)
     *narrow, decay, initial = gradients
     q, k, v, beta = (x.to(of.dtype) for x, of in zip(narrow, (q, k, v, beta), strict=True))
-    return q, k, v, beta, None if log_decay is None else decay.to(log_decay.dtype), initial, *[None] * 4
+    return q, k, v, beta, None if log_decay is None else decay.to(log_decay.dtype), initial, *[None] * 6
 
 
 torch.library.register_autograd(_scan, _differentiate, setup_context=_save)

@@ -46,10 +46,10 @@ import torch
 from fwp_rl.ops import fast_weight_scan
 
 def scan(q, k, v, beta, state, log_decay):
-    return fast_weight_scan(q, k, v, beta, state, starts, log_decay=log_decay, backend="triton")
+    return fast_weight_scan(q, k, v, beta, state, starts, log_decay=log_decay, delay_heads=1, backend="triton")
 
 starts = torch.tensor([[False, True], [True, False], [False, False]])
-shapes = (3, 2, 1, 5), (3, 2, 1, 5), (3, 2, 1, 7), (3, 2, 1), (2, 1, 5, 7), (3, 2, 1)
+shapes = (3, 2, 2, 5), (3, 2, 2, 5), (3, 2, 2, 7), (3, 2, 2), (2, 2, 5, 7), (3, 2, 2)
 leaves = [(-torch.rand(shape)).requires_grad_() for shape in shapes]
 found = []
 for function in (scan, torch.compile(scan, fullgraph=True, backend="aot_eager")):
@@ -66,11 +66,14 @@ def test_it_compiles_into_one_graph() -> None:
 
 
 REPRESENTATIVE = [
-    ("forward", 64, 64, "fp32", "delta", True),
-    ("backward", 64, 64, "fp32", "delta", True),
-    ("forward", 32, 16, "fp32", "delta", True),
-    ("backward", 16, 16, "bf16", "additive", False),
-    ("step", 64, 64, "bf16", "delta", True),
+    ("forward", 64, 64, "fp32", "delta", True, False),
+    ("backward", 64, 64, "fp32", "delta", True, False),
+    ("forward", 32, 16, "fp32", "delta", True, False),
+    ("backward", 16, 16, "bf16", "additive", False, False),
+    ("step", 64, 64, "bf16", "delta", True, False),
+    ("forward", 16, 16, "fp32", "additive", False, True),
+    ("backward", 32, 32, "fp32", "delta", True, True),
+    ("step", 32, 32, "fp32", "delta", True, True),
 ]
 
 

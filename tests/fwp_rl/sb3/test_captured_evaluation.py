@@ -17,19 +17,20 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import fwp_rl.sb3.captured_evaluation as module
-from fwp_rl.registry import memory_configs
+from fwp_rl.memory import MemoryConfig
 from fwp_rl.sb3 import MemoryPPO
 from fwp_rl.sb3.captured_evaluation import CapturedEvaluation
+from tests.fwp_rl.sb3.gpu_memories import MEMORIES
 
 BOX = spaces.Box(-1, 1, (5,))
 IMAGES = spaces.Dict({"image": spaces.Box(0, 255, (3, 36, 36), np.uint8), "compass": spaces.Discrete(4)})
 POLICIES = {"MlpPolicy": BOX, "MultiInputPolicy": IMAGES}
-SHAPES = [(name, policy) for name in memory_configs() for policy in POLICIES]
+SHAPES = [(name, policy) for name in MEMORIES for policy in POLICIES]
 
 
 @pytest.fixture
 def make(random_envs: Callable) -> Callable[..., MemoryPPO]:
-    def build(policy: str = "MlpPolicy", memory: str = "delta", actions: Any = None) -> MemoryPPO:
+    def build(policy: str = "MlpPolicy", memory: str | MemoryConfig = "delta", actions: Any = None) -> MemoryPPO:
         env = random_envs(POLICIES[policy], actions or spaces.Discrete(4))
         env.seed(0)
         kwargs = {"memory": memory}
@@ -163,7 +164,7 @@ class TestOnGpu:
     # Red if a memory's backward did something in Python that a replay does not do, or saw weights of before an update.
     @pytest.mark.parametrize(("name", "policy"), SHAPES)
     def test_values_and_gradients_are_those_of_the_policy(self, name: str, policy: str, make: Callable) -> None:
-        model = make(policy, name).learn(48)
+        model = make(policy, MEMORIES[name]).learn(48)
         assert model._evaluation is not None
         assert model._evaluation._replay is not None
         parameters = list(model.policy.parameters())

@@ -11,10 +11,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
 from fwp_rl.memory import Memory
-from fwp_rl.registry import memory_config, memory_configs
 from fwp_rl.sb3 import MemoryPPO
 from fwp_rl.state import State, map_state, state_leaves
 from fwp_rl.testing import Trial
+from tests.fwp_rl.sb3.gpu_memories import MEMORIES
 
 pytestmark = pytest.mark.gpu
 
@@ -35,10 +35,10 @@ def values_and_gradients(memory: Memory, inputs: Tensor, state: State, starts: T
 
 
 # Red if a kernel for GPUs, or what surrounds it, computes something else than the CPU.
-@pytest.mark.parametrize("name", list(memory_configs()))
+@pytest.mark.parametrize("name", list(MEMORIES))
 def test_scan_and_gradients_are_those_of_the_cpu(name: str) -> None:
     torch.manual_seed(0)
-    trial = Trial(memory_configs()[name]().build, 9)
+    trial = Trial(MEMORIES[name].build, 9)
     expected = values_and_gradients(trial.memory, trial.inputs, trial.state, trial.episode_starts)
     memory, inputs, state = trial.in_dtype(torch.float32)
     state, starts = map_state(lambda leaf: leaf.to(GPU), state), trial.episode_starts.to(GPU)
@@ -52,10 +52,10 @@ def test_scan_and_gradients_are_those_of_the_cpu(name: str) -> None:
 
 # Red if the one step of a rollout takes another way than the sequence, without gradients and with them.
 @pytest.mark.parametrize("with_grad", [False, True])
-@pytest.mark.parametrize("name", list(memory_configs()))
+@pytest.mark.parametrize("name", list(MEMORIES))
 def test_steps_are_the_scan(name: str, with_grad: bool) -> None:
     torch.manual_seed(0)
-    memory, inputs, state = Trial(memory_configs()[name]().build, 9).in_dtype(torch.float32)
+    memory, inputs, state = Trial(MEMORIES[name].build, 9).in_dtype(torch.float32)
     memory, inputs, state = memory.to(GPU), inputs.to(GPU), map_state(lambda leaf: leaf.to(GPU), state)
     starts = torch.rand(inputs.shape[:2], device=GPU) < 0.2
     with torch.set_grad_enabled(with_grad):
@@ -66,10 +66,10 @@ def test_steps_are_the_scan(name: str, with_grad: bool) -> None:
 
 
 # Red if training leaves a tensor on the wrong device, or an agent trained on a GPU acts otherwise on a CPU.
-@pytest.mark.parametrize("name", list(memory_configs()))
+@pytest.mark.parametrize("name", list(MEMORIES))
 def test_an_agent_trained_on_a_gpu_acts_the_same_on_a_cpu(name: str, random_envs: Callable, tmp_path: Path) -> None:
     env: DummyVecEnv = random_envs(spaces.Box(-1, 1, (5,)), spaces.Discrete(4))
-    kwargs = {"memory": memory_config(name)}
+    kwargs = {"memory": MEMORIES[name]}
     model = MemoryPPO("MlpPolicy", env, n_steps=32, seed=0, device=GPU, policy_kwargs=kwargs).learn(192)
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
     model.save(tmp_path / "model.zip")

@@ -15,10 +15,11 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 import fwp_rl.sb3.rollout_step as module
-from fwp_rl.registry import memory_configs
+from fwp_rl.memory import MemoryConfig
 from fwp_rl.sb3 import MemoryPPO
 from fwp_rl.sb3.rollout_step import CapturedStep, RolloutStep, check_against_launched, rollout_step
 from fwp_rl.state import State, state_leaves
+from tests.fwp_rl.sb3.gpu_memories import MEMORIES
 
 BOX = spaces.Box(-1, 1, (5,))
 IMAGES = spaces.Dict({"image": spaces.Box(0, 255, (3, 36, 36), np.uint8), "compass": spaces.Discrete(4)})
@@ -54,7 +55,9 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def make(random_envs: Callable) -> Callable[..., MemoryPPO]:
-    def build(policy: str = "MlpPolicy", memory: str = "delta", actions: spaces.Space = DISCRETE) -> MemoryPPO:
+    def build(
+        policy: str = "MlpPolicy", memory: str | MemoryConfig = "delta", actions: spaces.Space = DISCRETE
+    ) -> MemoryPPO:
         env = random_envs(POLICIES[policy], actions)
         env.seed(0)
         return MemoryPPO(policy, env, n_steps=16, sequence_length=4, seed=0, policy_kwargs={"memory": memory})
@@ -191,9 +194,9 @@ class TestOnGpu:
 
     # Red if a memory's step did something in Python that a replay does not do, or saw weights of before an update.
     @pytest.mark.parametrize("policy", list(POLICIES))
-    @pytest.mark.parametrize("name", list(memory_configs()))
+    @pytest.mark.parametrize("name", list(MEMORIES))
     def test_replays_are_the_policy(self, name: str, policy: str, make: Callable) -> None:
-        model = make(policy, name)
+        model = make(policy, MEMORIES[name])
         obs, state, starts = first_inputs(model)
         step = rollout_step(model.policy, obs, state, starts)
         assert isinstance(step, CapturedStep)
