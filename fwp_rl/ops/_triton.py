@@ -58,7 +58,7 @@ def _store(pointer, steps, x_t, columns, x, T, SIZE: tl.constexpr):
 
 @triton.jit
 def _places(rows, turns, K: tl.constexpr, DELAYED: tl.constexpr):
-    """Where P^turns takes the rows of a head, and whether their sign is turned there."""
+    """Places to which P^turns takes the rows of a head, and whether their sign is turned there."""
     if DELAYED:
         places = (rows + turns).to(tl.uint32)
         return (places % K).to(tl.int32), places // K % 2 == 1
@@ -90,7 +90,7 @@ def _load_keys(
 
 @triton.jit
 def _store_keys(pointer, steps, x_t, rows, x, turns, T, K: tl.constexpr, DELAYED: tl.constexpr):
-    """P^turns x."""
+    """Stores P^turns x."""
     if DELAYED:
         inside = (steps < T)[:, None] & (rows < K)[None, :]
         places, turned = _places(rows[None, :], turns[:, None], K, DELAYED)

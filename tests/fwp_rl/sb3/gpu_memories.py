@@ -1,4 +1,4 @@
-"""What tests on a GPU go through: every type of memory, those with delay heads without one and with one."""
+"""Memories that tests on a GPU go through: every type, those that may have delay heads without one and with one."""
 
 import dataclasses
 
