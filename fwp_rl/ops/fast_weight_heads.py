@@ -60,8 +60,18 @@ def fast_weight_heads(
         y, state = compiled.heads(projected, skip, state, episode_starts, *options)
         return y, state
     q, k, v, beta, log_decay = head_arguments(projected, heads, key_size, value_size, largest_strength)
-    delay = {"delay_heads": delay_heads, "n_inner": n_inner}
-    y, state = fast_weight_scan(q, k, v, beta, state, episode_starts, log_decay=log_decay, rule=rule, **delay)
+    y, state = fast_weight_scan(
+        q,
+        k,
+        v,
+        beta,
+        state,
+        episode_starts,
+        log_decay=log_decay,
+        rule=rule,
+        delay_heads=delay_heads,
+        n_inner=n_inner,
+    )
     y = y + skip[:, None] * v
     return unit(y.flatten(-2), value_size, epsilon=READ_EPSILON * value_size, length=value_size**0.5), state
 
