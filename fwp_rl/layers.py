@@ -416,7 +416,7 @@ def require_delay_heads(config: DelayHeadsConfig) -> None:
     """Raise a `ValueError` unless so many heads can be delay heads."""
     if not 0 <= config.delay_heads <= config.n_heads:
         raise ValueError(
-            f"delay_heads={config.delay_heads} must lie between 0 and n_heads={config.n_heads}: they are the first heads"
+            f"delay_heads={config.delay_heads} must lie between 0 and n_heads={config.n_heads}: it counts heads"
         )
 
 

@@ -251,7 +251,7 @@ def test_delay_heads_are_the_definition(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_row_i_of_a_delay_head_holds_what_was_written_i_steps_ago(backend: str) -> None:
+def test_row_i_of_a_delay_head_holds_the_last_write_but_i(backend: str) -> None:
     """What the heads are for; and after K steps it comes back with its sign turned."""
     values = torch.randn(K + 3, V, dtype=torch.float64)
     for i in range(K):
