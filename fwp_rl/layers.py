@@ -415,9 +415,7 @@ def write_strength_bias(n_heads: int, key_size: int, largest: float) -> Float[Te
 def require_delay_heads(config: DelayHeadsConfig) -> None:
     """Raise a `ValueError` unless so many heads can be delay heads."""
     if not 0 <= config.delay_heads <= config.n_heads:
-        raise ValueError(
-            f"delay_heads={config.delay_heads} must lie between 0 and n_heads={config.n_heads}: it counts heads"
-        )
+        raise ValueError(f"delay_heads={config.delay_heads} must lie between 0 and n_heads={config.n_heads}")
 
 
 def require_positive_sizes(input_size: int, config: MemoryConfig) -> None:

@@ -49,9 +49,7 @@ def test_delay_heads_with_channels_that_fade_apart_keep_the_contract() -> None:
 @pytest.mark.parametrize("name", ["additive", "delta", "gated_delta", "delta_product"])
 @pytest.mark.parametrize("delay_heads", [-1, 5])
 def test_wrong_number_of_delay_heads_is_one_line(name: str, delay_heads: int) -> None:
-    with pytest.raises(
-        ValueError, match=rf"^delay_heads={delay_heads} must lie between 0 and n_heads=4: it counts heads$"
-    ):
+    with pytest.raises(ValueError, match=rf"^delay_heads={delay_heads} must lie between 0 and n_heads=4$"):
         build_memory(memory_configs()[name](delay_heads=delay_heads), 9)
 
 
