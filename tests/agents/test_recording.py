@@ -12,7 +12,7 @@ from agents.evaluation import evaluate_policy_on, load_run
 from agents.model import build_model
 from agents.recording import Attention, folded, record
 from agents.vec_env import make_vec_env
-from fwp_rl import build_memory, inspect_memory
+from fwp_rl import DeltaConfig, build_memory, inspect_memory
 from fwp_rl.registry import memory_config
 from fwp_rl.sb3 import MemoryActorCriticPolicy
 
@@ -107,6 +107,12 @@ def test_steps_back_are_the_mean_of_what_is_attended_to() -> None:
     weights = np.array([[[1, 0, 0], [1, 0, 0]], [[0.5, 0.5, 0], [0, 1, 0]], [[1, 0, 0], [0, 0, 1]]], np.float32)
     attention = Attention(weights=weights, retrieval=weights.sum(1))
     assert attention.steps_back.tolist() == [[0, 0], [0.5, 0], [2, 0]]
+
+
+def test_recording_names_delay_heads() -> None:
+    """Red if pictures can't say in which heads rows are times."""
+    trace = inspect_memory(build_memory(DeltaConfig(delay_heads=2), 5), torch.randn(6, 1, 5))
+    assert folded(trace).delay_heads == 2
 
 
 @pytest.mark.parametrize(("memory", "n_leaves"), [("lstm", 2), ("none", 0)])

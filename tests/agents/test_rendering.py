@@ -1,11 +1,12 @@
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from agents import drawing, rendering
+from agents import drawing, panels, rendering
 from agents.animation import write_animation
 from agents.errors import UsageError
 from agents.panels import Scales, Sheet, still_pictures
@@ -97,6 +98,25 @@ def test_attention_of_every_size_fits_on_the_page(n: int, heads: int) -> None:
     shown = [(picture[top : top + 240, left : left + 416] < 200).any(-1).sum() for picture in (first, last)]
     assert 0 < shown[0] <= shown[1]
     assert n == 1 or shown[0] < shown[1]
+
+
+@pytest.mark.parametrize(("delay_heads", "said"), [(0, None), (1, "row i of head 1"), (2, "row i of heads 1 to 2")])
+def test_pictures_say_which_heads_know_the_time(
+    delay_heads: int, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red if a delay head is drawn like any other, or another head like one."""
+    weights = dataclasses.replace(fast_weights(4, 3, 8, 8), delay_heads=delay_heads)
+    made = recording([(3, 8, 8)], weights=weights)
+    texts: list[str] = []
+    draw = panels._Page.text
+
+    def text(page: Any, x: int, y: int, words: str, **options: Any) -> None:
+        texts.append(words)
+        draw(page, x, y, words, **options)
+
+    monkeypatch.setattr(panels._Page, "text", text)
+    Sheet(made, "title", Scales.of([made]), overlay="memory").picture(1)
+    assert [text for text in texts if text.startswith("row i")] == ([f"{said}: i steps ago"] if said else [])
 
 
 def test_the_memory_at_the_end_and_its_map_are_pictures_for_tensorboard() -> None:

@@ -239,6 +239,16 @@ def test_bands_hold_their_mean_and_runs_that_end_early_stay_where_they_were(tmp_
     np.testing.assert_allclose(band.seeds[0], [0, 0.5, 1, 5, 5])
 
 
+def test_titles_of_matrices_say_which_heads_know_the_time() -> None:
+    """Red if the page shows a delay head like any other."""
+    recording = a_recording()
+    assert recording.fast_weights is not None
+    delayed = dataclasses.replace(recording.fast_weights, delay_heads=1)
+    packed = player.pack(dataclasses.replace(recording, fast_weights=delayed), "delta")
+    titles = [part["title"] for part in packed["parts"] if part["group"] == "state"]
+    assert titles == ["head 1, row i: i steps ago", "head 2", "head 3"]
+
+
 def unpack(packed: Mapping[str, Any]) -> list[np.ndarray]:
     values = np.frombuffer(zlib.decompress(base64.b64decode(packed["bytes"])), np.int8)
     shapes = [(packed["steps"], *part["shape"]) for part in packed["parts"]]

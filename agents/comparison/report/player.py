@@ -66,7 +66,7 @@ def _matrices(recording: Recording) -> list[tuple[str, str, np.ndarray]]:
     fast = recording.fast_weights
     if fast is not None:
         return [
-            (group, f"head {head + 1}", array[:, head])
+            (group, f"head {head + 1}{', row i: i steps ago' if head < fast.delay_heads else ''}", array[:, head])
             for group, array in (("state", fast.matrices), ("written", fast.written))
             for head in range(array.shape[1])
         ]
