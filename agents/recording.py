@@ -73,7 +73,7 @@ class FastWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """What the H heads of one block of attention looked at in each of T steps; all arrays are float32."""
+    """Attention maps of the H heads of one block over T steps; all arrays are float32."""
 
     weights: np.ndarray
     """`[T, H, T]`: the attention maps, how much of the value of step s is in the read of step t; 0 for s > t."""

@@ -40,7 +40,7 @@ MEMORIES: dict[str, type[Any]] = {"delta": DeltaConfig, "gated_delta": GatedDelt
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is learned, and how often one looks whether it is."""
+    """A task, and how often it is evaluated."""
 
     preset: str
     eval_every: int

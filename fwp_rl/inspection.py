@@ -240,7 +240,7 @@ class AttentionTrace:
     """The weight of value s in read t at `[t, b, h, s]`; exactly 0 for later steps, across a start, and for steps that
     have left the window."""
     from_state: Float[Tensor, "T B H V"]
-    """What is read of the steps that came with the state."""
+    """The part of the reads that comes from steps in the state."""
     reads: Float[Tensor, "T B H V"]
     """sum_s a_ts v_s over all steps."""
 

@@ -76,7 +76,7 @@ class HeadInputs(NamedTuple):
 
 
 class AttentionInputs(NamedTuple):
-    """What the heads of an attention memory are given; S rows: those of the state, then the T steps."""
+    """Arguments of the heads of an attention memory; S rows: those of the state, then the T steps."""
 
     q: Float[Tensor, "T B H K"]
     """queries"""
