@@ -291,12 +291,12 @@ def _memory_config(config_class: type[Any], values: dict[str, Any]) -> Any:
             raise ModelFileError(f"memory {config_class.__name__} has no {name!r}")
         expected = known[name].type
         if isinstance(value, int) and not isinstance(value, bool) and expected in (int, float):
-            values[name] = _bounded(value) if expected is int else float(value)
+            values[name] = _bounded(name, value) if expected is int else float(value)
             continue
         if typing.get_origin(expected) is typing.Literal:
             fits = isinstance(value, str) and value in typing.get_args(expected)
         elif expected == int | None:  # an index, which may be negative
-            fits = value is None or _bounded(value) is not None
+            fits = value is None or _bounded(name, value) is not None
         else:
             fits = type(value) is expected
         if not fits:
@@ -316,10 +316,10 @@ def _integer(value: Any) -> int:
     return value
 
 
-def _bounded(value: Any) -> int:
-    """A whole number of a memory, which knows itself which of them it takes."""
+def _bounded(name: str, value: Any) -> int:
+    """Check an integer of a memory, whose own constructor knows which values it takes."""
     if abs(_integer(value)) > _LARGEST_SIZE:
-        raise ModelFileError(f"{value} is not between -{_LARGEST_SIZE} and {_LARGEST_SIZE}")
+        raise ModelFileError(f"{name}={value} is not between -{_LARGEST_SIZE} and {_LARGEST_SIZE}")
     return int(value)
 
 

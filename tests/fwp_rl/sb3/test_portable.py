@@ -540,7 +540,7 @@ def test_device_that_is_not_there_is_not_the_fault_of_the_file(model_file: Path)
         (LinearAttentionConfig, {"feature_map": ["elu"]}, "is not of type"),
         (ContinuousDeltaConfig, {"elapsed_time": 0.5}, "expected a whole number, got 0.5"),
         (ContinuousDeltaConfig, {"elapsed_time": True}, "expected a whole number, got True"),
-        (ContinuousDeltaConfig, {"elapsed_time": -(10**9)}, "elapsed_time=-1000000000 is not of type"),
+        (ContinuousDeltaConfig, {"elapsed_time": -(10**9)}, "elapsed_time=-1000000000 is not between"),
     ],
 )
 def test_choices_of_a_memory_are_checked(config: Any, values: dict[str, Any], reason: str) -> None:
