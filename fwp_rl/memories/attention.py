@@ -133,7 +133,10 @@ class Attention(Memory):
     ) -> tuple[Float[Tensor, "1 B Y"], Float[Tensor, "B C R"]]:
         """One step: the past is copied once, without its oldest row."""
         rows = torch.cat([past, row.transpose(0, 1)], dim=1)
-        rows[:, :-1].masked_fill_(episode_starts[0, :, None, None], 0.0)
+        if rows.is_cuda:  # without a look at which episodes start, for which the CPU would wait
+            rows[:, :-1].masked_fill_(episode_starts[0, :, None, None], 0.0)
+        else:
+            rows[:, :-1].index_fill_(0, episode_starts[0].nonzero().flatten(), 0.0)
         numbers = self._numbers(rows)
         # 0 times a number: what is none is seen.
         mask = (0.0 * numbers).masked_fill(numbers == 0, -torch.inf)
@@ -161,18 +164,18 @@ class Attention(Memory):
         rows = rows.masked_fill(broken[..., None], 0.0)
         q = q.masked_fill(broken[:, n_past:].T[..., None, None], 0.0)
 
-        chunk_length = min(n_steps, self.config.window)
-        if padding := -n_steps % chunk_length:
-            q = F.pad(q, (0, 0, 0, 0, 0, 0, 0, padding))
-            rows = F.pad(rows, (0, 0, 0, padding))
-            # all of one episode, so that they attend to one another
-            episode, episode_of_row, broken = (F.pad(x, (0, padding)) for x in (episode, episode_of_row, broken))
-        if n_steps > chunk_length:
-            size = n_past + chunk_length
-            rows, episode_of_row, broken = (x.unfold(1, size, chunk_length) for x in (rows, episode_of_row, broken))
-            rows = rows.mT
-        else:
+        window = self.config.window
+        chunk_length = min(n_steps, window)
+        if n_steps <= window:
             rows, episode_of_row, broken = (x[:, None] for x in (rows, episode_of_row, broken))
+        else:  # rows in blocks of the window: a chunk of steps attends to its own block and to the one before
+            padding = -n_steps % window  # these attend to one another, and nothing else does
+            q = F.pad(q, (0, 0, 0, 0, 0, 0, 0, padding))
+            episode = F.pad(episode, (0, padding))
+            rows = F.pad(rows, (0, 0, 1, padding))  # the first is out of every window
+            episode_of_row, broken = (F.pad(x, (1, padding)) for x in (episode_of_row, broken))
+            blocks = [x.unflatten(1, (-1, window)) for x in (rows, episode_of_row, broken)]
+            rows, episode_of_row, broken = (torch.cat([x[:, :-1], x[:, 1:]], dim=2) for x in blocks)
         k, v = self._keys_and_values(rows.flatten(0, 1))
         allowed = self._allowed(episode.unflatten(1, (-1, chunk_length)), episode_of_row)  # [B, n, C, S]
         q = q.unflatten(0, (-1, chunk_length)).permute(2, 0, 3, 1, 4).flatten(0, 1)
@@ -203,7 +206,7 @@ class Attention(Memory):
     ) -> Bool[Tensor, "*batch T S"]:
         """Which rows each step attends to: of its episode, no later, within the window."""
         steps = torch.arange(episode_of_row.shape[-1], device=episode.device)
-        ago = steps[self.config.window - 1 :, None] - steps
+        ago = steps[-episode.shape[-1] :, None] - steps
         near = (ago >= 0) & (ago < self.config.window)
         return (episode[..., :, None] == episode_of_row[..., None, :]) & near
 

@@ -250,15 +250,16 @@ def _forward_kernel(WIDTH: int, PARALLEL: bool) -> Callable:
     """In tiles of WIDTH columns."""
 
     @njit(parallel=PARALLEL, **KERNEL)
-    def forward(scratch, projected, skip, records, y, initial, final, starts, largest, erase, gated, sizes, delay):
+    def forward(projected, skip, records, y, initial, final, starts, largest, erase, gated, sizes, delay):
         heads, K, V = sizes[2:]
         for program in prange(sizes[1] * heads):
             b = program // heads
             h = program - b * heads
-            own = scratch + (b * delay[0] + h) * K * (V + 1) * size_of(largest)  # there is none for other heads
+            # Allocated in each program, since that is most often the memory that the one before left in the cache.
+            scratch = np.empty((K * (V + 1) if h < delay[0] else 1) * size_of(largest), np.uint8)
             _head_forward(
-                b, h, zeros(largest, WIDTH), own, projected, skip, records, y, initial, final, starts, largest, erase,
-                gated, sizes, delay,
+                b, h, zeros(largest, WIDTH), np.int64(scratch.ctypes.data), projected, skip, records, y, initial,
+                final, starts, largest, erase, gated, sizes, delay,
             )  # fmt: skip
         return PARALLEL  # the cache tells kernels apart by what they close over
 
@@ -327,11 +328,10 @@ def _forward(
     dtype = projected.dtype
     y, final = empty((time, batch, n_heads * V), dtype), empty(state.shape, dtype)
     records = empty((batch * n_heads * time * (2 * (K + V) + GATES),), dtype)
-    scratch = empty((batch * delay[0] * K * (V + 1),), dtype)
     sizes = time, batch, n_heads, K, V
     arguments = (
-        scratch.data_ptr(), projected.data_ptr(), skip.data_ptr(), records.data_ptr(), y.data_ptr(), state.data_ptr(),
-        final.data_ptr(), rows(starts), number(largest, dtype), rule == "delta", gated, sizes, delay,
+        projected.data_ptr(), skip.data_ptr(), records.data_ptr(), y.data_ptr(), state.data_ptr(), final.data_ptr(),
+        rows(starts), number(largest, dtype), rule == "delta", gated, sizes, delay,
     )  # fmt: skip
     launch(functools.partial(_forward_kernel, tile_width(K, V, dtype)), time * batch * n_heads * K * V, *arguments)
     return y, final, records
