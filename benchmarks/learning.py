@@ -120,6 +120,7 @@ def as_markdown(name: str, question: Question, result: dict[str, Any]) -> str:
         f"ended. Written by `python -m benchmarks.learning {name}`.",
         "",
         *(f"{machine} ({', '.join(of)})\n" for machine, of in machines_of(rows).items()),
+        *((f"With {' '.join(question.flags)}: all\n",) if question.flags else ()),
         *(f"With {' '.join(flags)}: {memory}\n" for memory, flags in question.flags_of.items()),
         *((f"Published: {question.published_by}.\n",) if question.published else ()),
         f"| memory | parameters | {question.measure.replace('_', ' ')} by seed | steps by seed (thousands) | |"
