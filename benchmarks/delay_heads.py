@@ -32,7 +32,7 @@ from fwp_rl.memory import MemoryConfig
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-FIRST_SEED = 10
+SEEDS = range(10, 15)
 MOST = 1.25
 """Upper end of the interval of the ratio up to which a delay head counts as free."""
 MEMORIES: dict[str, type[Any]] = {"delta": DeltaConfig, "gated_delta": GatedDeltaConfig}
@@ -44,8 +44,6 @@ class Task:
 
     preset: str
     eval_every: int
-    n_seeds: int
-    """Five, and ten where a run takes seconds."""
     memories: tuple[str, ...] = ("delta", "gated_delta")
     env_options: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
@@ -53,19 +51,18 @@ class Task:
 
 
 TASKS = {
-    "T-maze, corridor of 20": Task(preset="fwp/TMaze-v0", eval_every=5_000, n_seeds=10, env_options={"length": 20}),
-    "MiniGrid T-maze": Task(preset="fwp/MiniGrid-TMaze-v0", eval_every=5_000, n_seeds=10),
-    "CartPole without velocities": Task(preset="CartPoleNoVel-v1", eval_every=2_500, n_seeds=10),
-    "key-value recall, 8 keys": Task(preset="key-value-8", eval_every=10_000, n_seeds=10),
-    "key-value recall, 16 keys": Task(preset="key-value-16", eval_every=10_000, n_seeds=5, memories=("delta",)),
+    "T-maze, corridor of 20": Task(preset="fwp/TMaze-v0", eval_every=5_000, env_options={"length": 20}),
+    "MiniGrid T-maze": Task(preset="fwp/MiniGrid-TMaze-v0", eval_every=5_000),
+    "CartPole without velocities": Task(preset="CartPoleNoVel-v1", eval_every=2_500),
+    "key-value recall, 8 keys": Task(preset="key-value-8", eval_every=10_000),
+    "key-value recall, 16 keys": Task(preset="key-value-16", eval_every=10_000, memories=("delta",)),
     "five cups (strengths to 2)": Task(
         preset="fwp/GroupTracking-v0",
         eval_every=25_000,
-        n_seeds=5,
         memories=("delta",),
         memory={"negative_eigenvalues": True},
     ),
-    "MiniGrid-MemoryS11": Task(preset="MiniGrid-MemoryS11-v0", eval_every=25_000, n_seeds=5, memories=("delta",)),
+    "MiniGrid-MemoryS11": Task(preset="MiniGrid-MemoryS11-v0", eval_every=25_000, memories=("delta",)),
 }
 
 
@@ -119,7 +116,7 @@ def as_markdown(rows: list[dict[str, Any]], machine: str) -> str:
         "# What a delay head costs where no order is asked for\n",
         "Environment steps (thousands) until 100 unseen episodes reached the target of the preset, by seed; > means "
         "never. The ratio is that of the medians, with over without, and its 95 % bootstrap interval over seeds. "
-        f"Seeds from {FIRST_SEED} on, which chose nothing. Written by `python -m benchmarks.delay_heads`.\n",
+        f"Seeds {SEEDS[0]} to {SEEDS[-1]}, which chose nothing. Written by `python -m benchmarks.delay_heads`.\n",
         f"{machine}\n",
         f"| task | memory | without | with one | ratio | upper end at most {MOST} |",
         "|---|---|---|---|---|---|",
@@ -152,19 +149,16 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as root:
             short: dict[str, Any] = {"total_timesteps": 512, "eval_every": 256, "eval_episodes": 2, "n_envs": 2}
             name = "CartPole without velocities"
-            rows = [run(name, "delta", n, FIRST_SEED, pathlib.Path(root), **short) for n in (0, 1)]
+            rows = [run(name, "delta", n, SEEDS[0], pathlib.Path(root), **short) for n in (0, 1)]
         print(as_markdown(rows, describe_machine()))
         return
     root = ROOT / "runs" / "benchmarks" / "delay_heads"
-    # Five seeds of every task first.
     jobs = [
-        (name, memory, delay_heads, FIRST_SEED + seed, root)
-        for seeds in (range(5), range(5, 10))
+        (name, memory, delay_heads, seed, root)
         for name, task in TASKS.items()
         for memory in task.memories
-        for seed in seeds
+        for seed in SEEDS
         for delay_heads in (0, 1)
-        if seed < task.n_seeds
     ]
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
     with concurrent.futures.ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
