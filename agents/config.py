@@ -66,6 +66,8 @@ class PPOConfig:
     """Gradients are clipped to this norm."""
     target_kl: float | None = None
     """Stop the passes over a rollout once the policy has moved this far. None: never."""
+    normalize_values: bool = True
+    """Let the critic learn values in units of their own spread, so that its loss does not grow with the rewards."""
     normalize_reward: bool = False
     """Learn from rewards divided by the running spread of their discounted sum. Statistics and evaluations stay raw."""
     use_sde: bool = False

@@ -33,7 +33,7 @@ def make_training_env(config: TrainConfig) -> VecEnv:
 
 def build_model(config: TrainConfig, venv: VecEnv) -> MemoryPPO:
     """The learner of `config` on `venv`; UsageError with one line for each setting that cannot work."""
-    special = ("ent_coef_final", "log_std_init", "normalize_reward", "adam_eps")
+    special = ("ent_coef_final", "log_std_init", "normalize_reward", "normalize_values", "adam_eps")
     settings = {name: value for name, value in asdict(config.ppo).items() if name not in special}
     for name in ("learning_rate", "clip_range"):
         if settings.pop(f"{name}_schedule") == "linear" and settings[name] > 0:  # else MemoryPPO says what is wrong
@@ -49,6 +49,7 @@ def build_model(config: TrainConfig, venv: VecEnv) -> MemoryPPO:
                 "encoder_size": config.encoder_size,
                 "net_arch": list(config.net_arch),
                 "normalize_features": config.normalize_observations,
+                "normalize_values": config.ppo.normalize_values,
                 "log_std_init": config.ppo.log_std_init,
                 "optimizer_kwargs": {"eps": config.ppo.adam_eps, "fused": True},  # fused as by default
             },

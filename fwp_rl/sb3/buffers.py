@@ -10,6 +10,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples
 from torch import Tensor
 
+from fwp_rl.sb3.normalization import ValueNorm
 from fwp_rl.state import State, concatenate_rows, select_rows
 
 
@@ -30,6 +31,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
     A column is (segment, environment). All columns are equally long, so there is no padding and no mask: resets inside
     a column are the memory's business. The state is kept at the first step of each segment only, T / L states and not
     T: for fast weights that is the difference between megabytes and gigabytes.
+
+    Values and returns are kept in units of reward; see `normalise_values`.
 
     :param sequence_length: L, a divisor of `buffer_size`.
     :param advantage_floor: If not 0, the advantages of a minibatch are centred and divided by their standard deviation,
@@ -52,6 +55,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         if buffer_size % sequence_length:
             raise ValueError(f"sequence_length={sequence_length} does not divide n_steps={buffer_size}")
         self.sequence_length, self.advantage_floor = sequence_length, advantage_floor
+        self._value_norm: ValueNorm | None = None
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
 
     def reset(self) -> None:
@@ -107,6 +111,10 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.pos += 1
         self.full = self.pos == self.buffer_size
 
+    def normalise_values(self, norm: ValueNorm) -> None:
+        """Hand out values and returns normalised from now on; for each change of the statistics."""
+        self._value_norm, self._columns = norm, None
+
     def get(self, batch_size: int | None = None) -> Iterator[RolloutBufferSamples]:  # type: ignore[override]  # in sequences
         """Yield minibatches of whole columns in random order.
 
@@ -159,14 +167,16 @@ class SequenceRolloutBuffer(RolloutBuffer):
             return x.transpose(0, 1).flatten(1, 2)
 
         observations = self.observations
+        scalars = {
+            name: columns(getattr(self, name)) for name in ("actions", "values", "log_probs", "advantages", "returns")
+        }
+        if self._value_norm is not None:
+            scalars |= {name: self._value_norm.normalise(scalars[name]) for name in ("values", "returns")}
         return {
             "observations": {key: columns(x) for key, x in observations.items()}
             if isinstance(observations, dict)
             else columns(observations),
             "state": concatenate_rows(self.states),
             "episode_starts": columns(self.episode_starts).bool(),
-            **{
-                name: columns(getattr(self, name))
-                for name in ("actions", "values", "log_probs", "advantages", "returns")
-            },
+            **scalars,
         }

@@ -23,7 +23,7 @@ from fwp_rl.memory import MemoryConfig
 from fwp_rl.registry import memory_config
 from fwp_rl.sb3.buffers import SequenceBatch
 from fwp_rl.sb3.distributions import CategoricalDistribution
-from fwp_rl.sb3.normalization import RunningNorm
+from fwp_rl.sb3.normalization import RunningNorm, ValueNorm
 from fwp_rl.stack import build_memory
 from fwp_rl.state import State, state_leaves
 
@@ -46,6 +46,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         input whatever the observation; None feeds the features as they are.
     :param normalize_features: Standardise the features by what earlier rollouts have seen (`RunningNorm`), for
         observations that are small, large or far from 0. The statistics are part of the policy.
+    :param normalize_values: Let the critic learn values in units of their own spread (`ValueNorm`). What `forward` and
+        `predict_values` return is in units of reward all the same; what `evaluate_actions` returns is not.
     :param net_arch: Layers between memory and heads; by default one of 64 units for each of actor and critic.
     :param kwargs: As for SB3's `ActorCriticPolicy`.
     """
@@ -61,6 +63,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         n_blocks: int = 1,
         encoder_size: int | None = 128,
         normalize_features: bool = False,
+        normalize_values: bool = True,
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -73,6 +76,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         self.n_blocks = n_blocks
         self.encoder_size = encoder_size
         self.normalize_features = normalize_features
+        self.normalize_values = normalize_values
         if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
             # eps as in SB3; the fused step is several times faster for many small tensors
             optimizer_kwargs = {"eps": 1e-5, "fused": True}
@@ -111,6 +115,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             self.encoder = nn.Sequential(layer, self.activation_fn())
             size = self.encoder_size
         self.memory = build_memory(self.memory_config, size, self.n_blocks)
+        self.value_norm = ValueNorm() if self.normalize_values else None
         self.mlp_extractor = MlpExtractor(
             size + self.memory.output_size,
             net_arch=self.net_arch,
@@ -124,6 +129,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             "n_blocks": self.n_blocks,
             "encoder_size": self.encoder_size,
             "normalize_features": self.normalize_features,
+            "normalize_values": self.normalize_values,
         }
 
     def encode(self, obs: PyTorchObs) -> Tensor:
@@ -161,7 +167,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         distribution = self._get_action_dist_from_latent(latent_pi)
         actions = distribution.get_actions(deterministic=deterministic)
         log_prob = distribution.log_prob(actions)
-        return actions.reshape((-1, *self.action_space.shape)), self.value_net(latent_vf), log_prob, state  # type: ignore[misc]  # a Box or like one
+        return actions.reshape((-1, *self.action_space.shape)), self._values(latent_vf), log_prob, state  # type: ignore[misc]  # a Box or like one
 
     def evaluate_actions(  # type: ignore[override]  # sequences
         self, obs: SequenceBatch, actions: Tensor
@@ -170,7 +176,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
 
         :param obs: The sequences; PPO hands them on as the minibatch's observations.
         :param actions: `[L * B, ...]`, time-major.
-        :return: Values `[L * B, 1]`, log-probabilities and entropies `[L * B]`.
+        :return: Values `[L * B, 1]`, normalised if the policy does that, log-probabilities and entropies `[L * B]`.
         """
         inputs = self.encode(obs.observations)
         outputs, _ = self.memory.scan(inputs.unflatten(0, obs.episode_starts.shape), obs.state, obs.episode_starts)
@@ -188,7 +194,11 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
     def predict_values(self, obs: PyTorchObs, state: State, episode_starts: Tensor) -> Tensor:  # type: ignore[override]  # with a state
         """Values `[B, 1]` for one step of all environments."""
         latent, _ = self._step(obs, state, episode_starts)
-        return self.value_net(self.mlp_extractor.forward_critic(latent))
+        return self._values(self.mlp_extractor.forward_critic(latent))
+
+    def _values(self, latent_vf: Tensor) -> Tensor:
+        values: Tensor = self.value_net(latent_vf)
+        return values if self.value_norm is None else self.value_norm(values)
 
     def predict(
         self,

@@ -132,6 +132,7 @@ def _config_of(policy: MemoryActorCriticPolicy) -> dict[str, Any]:
         "n_blocks": policy.n_blocks,
         "encoder_size": policy.encoder_size,
         "normalize_features": policy.normalize_features,
+        "normalize_values": policy.normalize_values,
         "net_arch": arguments["net_arch"],
         "activation_fn": _name_of(arguments["activation_fn"], ACTIVATIONS),
         "features_extractor_class": _name_of(arguments["features_extractor_class"], EXTRACTORS),
@@ -265,7 +266,7 @@ def _policy_of(config: dict[str, Any], **kwargs: Any) -> MemoryActorCriticPolicy
         "memory": _memory_config(memory_configs()[kind], memory),
         "n_blocks": _size(config.pop("n_blocks"), 64),
         "encoder_size": None if encoder_size is None else _size(encoder_size),
-        "normalize_features": bool(config.pop("normalize_features", False)),  # older files do not have it
+        **{key: bool(config.pop(key, False)) for key in ("normalize_features", "normalize_values")},  # older: without
         "net_arch": net_arch,
         "activation_fn": _known(config.pop("activation_fn"), ACTIVATIONS),
         "features_extractor_class": _known(config.pop("features_extractor_class"), EXTRACTORS),

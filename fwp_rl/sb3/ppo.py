@@ -115,6 +115,12 @@ class MemoryPPO(PPO):
         if env is not None and sizes_are_valid:
             n_envs = env.num_envs if isinstance(env, VecEnv) else 1
             problems |= size_problems(n_steps, n_envs, sequence_length or n_steps, batch_size)
+        policy_kwargs = _explicit(policy, policy_kwargs, memory_config, normalize_values=True)
+        if clip_range_vf is not None and policy_kwargs.get("normalize_values") and "clip_range_vf" not in problems:
+            problems["clip_range_vf"] = (
+                f"clip_range_vf={clip_range_vf} is in units of reward, but values are learned normalised: "
+                "leave it out, or give policy_kwargs={'normalize_values': False}"
+            )
         if advantage_floor and not normalize_advantage:
             problems["normalize_advantage"] = f"advantage_floor={advantage_floor}: needs normalize_advantage=True"
         if problems:
@@ -142,7 +148,7 @@ class MemoryPPO(PPO):
             target_kl=target_kl,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
-            policy_kwargs=_with_memory(policy, policy_kwargs, memory_config),
+            policy_kwargs=policy_kwargs,
             verbose=verbose,
             seed=seed,
             device=device,
@@ -152,9 +158,11 @@ class MemoryPPO(PPO):
             self._setup_model()
 
     def _setup_model(self) -> None:
-        # Also called by `load`, perhaps with another number of environments than before, and with a memory that is only
-        # named: then by an older file, for __init__ and so a newer file says all of its choices.
-        self.policy_kwargs = _with_memory(self.policy_class, self.policy_kwargs, older_memory_config)
+        # Also called by `load`, perhaps with another number of environments than before, and with choices that are not
+        # there: then by an older file, for __init__ and so a newer file says all of them.
+        self.policy_kwargs = _explicit(
+            self.policy_class, self.policy_kwargs, older_memory_config, normalize_values=False
+        )
         problems = size_problems(self.n_steps, self.n_envs, self.sequence_length, self._batch_size_argument)
         if "sequence_length" in problems:
             raise ValueError(problems["sequence_length"])
@@ -297,9 +305,20 @@ class MemoryPPO(PPO):
 
         :raises DivergedError: the weights, or what is computed with them, are not finite any more.
         """
+        norm = self.policy.value_norm
+        self._normalise_values()
         self._train()
+        logged = self.logger.name_to_value
+        if norm is not None and "train/value_loss" in logged:  # in units of reward, as without normalisation
+            self.logger.record("train/value_loss", logged["train/value_loss"] * float(norm.spread) ** 2)
         if not has_finite_weights(self.policy):
             raise DivergedError(f"the update after step {self.num_timesteps:,} made weights NaN or infinite")
+
+    def _normalise_values(self) -> None:
+        """Add the rollout to the statistics of values, and learn from it in their units."""
+        if (norm := self.policy.value_norm) is not None:
+            norm.update(torch.from_numpy(self.rollout_buffer.returns).to(norm.mean), self.policy.value_net)
+            self.rollout_buffer.normalise_values(norm)
 
     def _train(self) -> None:
         # gSDE learns through noise in new tensors, which a graph would not see.
@@ -396,14 +415,19 @@ class MemoryPPO(PPO):
             path.write(buffer.getvalue())
 
 
-def _with_memory(
-    policy: Any, kwargs: dict[str, Any] | None, configure: Callable[[str | MemoryConfig], MemoryConfig]
+def _explicit(
+    policy: Any,
+    kwargs: dict[str, Any] | None,
+    configure: Callable[[str | MemoryConfig], MemoryConfig],
+    *,
+    normalize_values: bool,
 ) -> dict[str, Any]:
-    """Arguments of the policy in which the memory is a config, so that a saved model does not depend on defaults."""
+    """Arguments of the policy that say all that a saved model must not leave to defaults, which change."""
     kwargs = dict(kwargs or {})
     ours = (*MemoryPPO.policy_aliases, *MemoryPPO.policy_aliases.values())
-    if "memory" in kwargs or policy in ours:  # a policy of one's own may choose the memory itself
+    if "memory" in kwargs or policy in ours:  # a policy of one's own may choose for itself
         kwargs["memory"] = configure(kwargs.get("memory", "delta"))
+        kwargs.setdefault("normalize_values", normalize_values)
     return kwargs
 
 

@@ -63,6 +63,7 @@ def test_every_setting_of_ppo_reaches_the_learner() -> None:
         **{"learning_rate": 1e-3, "learning_rate_schedule": "linear", "adam_eps": 1e-4},
         **{"clip_range": 0.1, "clip_range_schedule": "linear"},
         **{"advantage_floor": 0.1, "log_std_init": -1.5, "ent_coef_final": 0.001, "normalize_reward": True},
+        **{"normalize_values": False},
     }
     ppo = PPOConfig(**numbers, **elsewhere)
     assert {field.name for field in dataclasses.fields(ppo)} == {*numbers, *elsewhere}
@@ -72,6 +73,7 @@ def test_every_setting_of_ppo_reaches_the_learner() -> None:
         assert {name: getattr(model, name) for name in numbers} == numbers
         assert (model.lr_schedule(0.5), model.clip_range(0.5)) == (5e-4, 0.05)  # type: ignore[operator]  # a schedule
         assert model.rollout_buffer.advantage_floor == 0.1
+        assert model.policy.value_norm is None
         assert model._stats_window_size == WINDOW
         (group,) = model.policy.optimizer.param_groups
         assert (group["eps"], group["fused"]) == (1e-4, True)

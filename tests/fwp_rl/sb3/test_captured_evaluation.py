@@ -13,6 +13,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
+from stable_baselines3.common.logger import configure
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -74,7 +75,7 @@ def train_as_on_gpu(model: MemoryPPO) -> None:
 @pytest.mark.parametrize("memory", ["delta", "lstm", "none"])
 def test_what_is_learned_is_the_same(memory: str, policy: str, make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     launched = make(policy, memory).learn(96)
-    monkeypatch.setattr(MemoryPPO, "train", train_as_on_gpu)
+    monkeypatch.setattr(MemoryPPO, "_train", train_as_on_gpu)
     captured = make(policy, memory).learn(96)
     assert captured._evaluation._replay is not None
     for (name, a), b in zip(launched.policy.named_parameters(), captured.policy.parameters(), strict=True):
@@ -85,6 +86,7 @@ def test_what_is_learned_is_the_same(memory: str, policy: str, make: Callable, m
 def test_on_a_gpu_the_captured_one_is_asked(make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     model = make()
+    model.set_logger(configure(None, []))
     monkeypatch.setattr(PPO, "train", lambda self: asked.append(self.policy.evaluate_actions))
     model.train()
     model.device = torch.device("cuda")

@@ -41,16 +41,20 @@ def test_a_model_without_the_field_has_no_delay_heads(load) -> None:  # type: ig
     """Red if a missing field takes today's default: the weights fit, and the agent acts in another way."""
     policy = load(SAVED)
     assert policy.memory_config.delay_heads == 0
+    assert policy.value_norm is None
     assert values(policy) == pytest.approx(VALUES, abs=1e-4)
 
 
 def test_a_model_that_only_names_its_memory_has_no_delay_heads(tmp_path: Path) -> None:
     """Red if `load` builds the memory from the name, with today's defaults; older files kept what the user had said."""
-    model = MemoryPPO("MlpPolicy", "CartPole-v1", policy_kwargs={"memory": "delta"})
+    older = {"memory": "delta", "normalize_values": False}
+    model = MemoryPPO("MlpPolicy", "CartPole-v1", policy_kwargs=older)
     for kwargs in ({"memory": "delta"}, {}):
         model.policy_kwargs = kwargs
         model.save(tmp_path / "older.zip")
-        assert MemoryPPO.load(tmp_path / "older.zip").policy.memory_config == DeltaConfig(delay_heads=0)
+        policy = MemoryPPO.load(tmp_path / "older.zip").policy
+        assert policy.memory_config == DeltaConfig(delay_heads=0)
+        assert policy.value_norm is None
 
 
 @pytest.mark.parametrize("config", WITH_DELAY_HEADS, ids=str)

@@ -152,7 +152,14 @@ def test_one_environment_that_is_no_vec_env(make_model: Callable, random_envs: C
     assert model.ep_info_buffer, "SB3 wraps a single environment in a Monitor"
 
 
-@pytest.mark.parametrize("kwargs", [{"clip_range_vf": 0.2}, {"target_kl": 1e-9}, {"normalize_advantage": False}])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"clip_range_vf": 0.2, "policy_kwargs": {"normalize_values": False}},
+        {"target_kl": 1e-9},
+        {"normalize_advantage": False},
+    ],
+)
 def test_options_of_ppo(kwargs: dict[str, Any], make_model: Callable) -> None:
     model = make_model(**kwargs).learn(48)
     assert all(torch.isfinite(tensor).all() for tensor in weights(model).values())
