@@ -50,5 +50,10 @@ def test_every_memory_is_in_the_table() -> None:
 
 
 def test_pictures_and_links_exist() -> None:
+    """Red if a file was moved, or a section of one was renamed."""
     for target in re.findall(r"\]\(([^)h][^)]*)\)", README):
-        assert (ROOT / target).exists(), target
+        file, _, section = target.partition("#")
+        assert (ROOT / file).exists(), target
+        titles = re.findall(r"^#+ (.*)$", (ROOT / file).read_text(encoding="utf-8"), re.M) if section else []
+        names = [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
+        assert not section or section in names, target
