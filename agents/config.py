@@ -14,6 +14,7 @@ import torch
 import fwp_rl.memories  # noqa: F401  (registers the memory types)
 from fwp_rl.memory import MemoryConfig
 from fwp_rl.registry import memory_config, memory_configs, memory_name
+from fwp_rl.sb3.policies import Critic
 
 OptionValue: TypeAlias = bool | int | float | str | None
 """A value that an environment option may have: what JSON can say without nesting."""
@@ -93,6 +94,9 @@ class TrainConfig:
     """The memory of the agent."""
     n_blocks: int = 1
     """How many memory blocks are stacked."""
+    critic: Critic = "shared"
+    """What the critic reads: the actor's memory, trained by both losses (shared) or by the actor's alone (detached), or
+    a memory of its own (separate)."""
     encoder_size: int | None = 128
     """Units of the layer between observation and memory. None: the memory reads the observation as it is."""
     net_arch: tuple[int, ...] = (64,)

@@ -46,6 +46,7 @@ def build_model(config: TrainConfig, venv: VecEnv) -> MemoryPPO:
             policy_kwargs={
                 "memory": config.memory,
                 "n_blocks": config.n_blocks,
+                "critic": config.critic,
                 "encoder_size": config.encoder_size,
                 "net_arch": list(config.net_arch),
                 "normalize_features": config.normalize_observations,

@@ -287,7 +287,7 @@ def _has_one_matrix(memory: Memory) -> bool:
 
 
 def _initial_state(policy: "MemoryActorCriticPolicy", many: int) -> Any:
-    return _to_arrays(policy.initial_state(many))
+    return _to_arrays(policy.actor_state(policy.initial_state(many)))
 
 
 def _without_last_keys(

@@ -218,7 +218,7 @@ class _Tape:
             self.actions.append(actions[0])
             self.distributions.append(_parameters(distribution))
             self.rewards.append(float(rewards[0]))
-            self.states.append(state)
+            self.states.append(policy.actor_state(state))
             starts = torch.zeros_like(starts)
             if dones[0]:
                 return observations, _outcome(infos[0])

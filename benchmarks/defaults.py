@@ -204,8 +204,8 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
         [
             "# With settings that were chosen for nobody",
             "",
-            "The mean over ten tenths of a training of the mean return in each. Ratios are of means over seeds; where a "
-            "task is fully observable, a random agent is 0 in them and a perfect one 1. "
+            "The mean over ten tenths of a training of the mean return in each. Ratios are of means over seeds; where "
+            "a task is fully observable, a random agent is 0 in them and a perfect one 1. "
             "Written by `python -m benchmarks.defaults`.",
             "",
             *(f"{machine}\n" for machine in dict.fromkeys(row["machine"] for row in rows)),

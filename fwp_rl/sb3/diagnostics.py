@@ -55,18 +55,19 @@ def diagnose(policy: MemoryActorCriticPolicy, sample: RolloutSample) -> dict[str
     surprise         |v - S^T k|
     """
     batch, memory = sample.batch, policy.memory
+    before, after = policy.actor_state(batch.state), policy.actor_state(sample.final)
     numbers = {"gradient_reach": float(audit_policy(policy, batch, sample.actions).reach)}
-    if not any(True for _ in state_leaves(sample.final)):
+    if not any(True for _ in state_leaves(after)):
         return numbers
     with torch.no_grad():
         inputs = policy.encode(batch.observations).unflatten(0, batch.episode_starts.shape)
-        _, final = memory.scan(inputs, batch.state, batch.episode_starts)
-        stored = _flat(sample.final)
+        _, final = memory.scan(inputs, before, batch.episode_starts)
+        stored = _flat(after)
         norm = stored.norm(dim=1)
         numbers["state_norm"] = float(norm.mean())
         numbers["state_drift"] = float(((_flat(final) - stored).norm(dim=1) / norm.clamp(min=1e-12)).mean())
         if isinstance(memory_blocks(memory)[0], Inspectable):
-            trace = inspect_memory(memory, inputs[:N_STEPS], batch.state, batch.episode_starts[:N_STEPS])
+            trace = inspect_memory(memory, inputs[:N_STEPS], before, batch.episode_starts[:N_STEPS])
             assert isinstance(trace, MemoryTrace)
             for name, values in (
                 ("write_strength", trace.beta),

@@ -1,7 +1,7 @@
-"""The actor-critic: features, then one memory, then SB3's heads."""
+"""The actor-critic: features, then a memory, then SB3's heads."""
 
 import math
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
 from fwp_rl.layers import require_positive
-from fwp_rl.memory import MemoryConfig
+from fwp_rl.memory import Memory, MemoryConfig
 from fwp_rl.registry import memory_config
 from fwp_rl.sb3.buffers import SequenceBatch
 from fwp_rl.sb3.distributions import CategoricalDistribution
@@ -27,9 +27,12 @@ from fwp_rl.sb3.normalization import RunningNorm, ValueNorm
 from fwp_rl.stack import build_memory
 from fwp_rl.state import State, state_leaves
 
+Critic: TypeAlias = Literal["shared", "detached", "separate"]
+"""What the critic has in common with the actor."""
+
 
 class MemoryActorCriticPolicy(ActorCriticPolicy):
-    """Actor and critic that share one memory, trained by both losses.
+    """Actor and critic that read memory; by default they share one, trained by both losses.
 
         observation -> features extractor [-> norm] -> encoder -+-> memory -+-> net_arch -> action distribution, value
                                                                  +-----------+
@@ -42,6 +45,9 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
 
     :param memory: A registered name ("delta", "lstm", ...) or a config object (`DeltaConfig(n_heads=8)`).
     :param n_blocks: Memories on top of one another.
+    :param critic: "shared": encoder and memory are the actor's, and both losses train them. "detached": the same, but
+        only the actor's loss trains them. "separate": the critic has its own encoder and memory, which costs time; what
+        looks inside an agent looks at the actor's.
     :param encoder_size: Units of the layer between features and memory, so that every memory reads the same kind of
         input whatever the observation; None feeds the features as they are.
     :param normalize_features: Standardise the features by what earlier rollouts have seen (`RunningNorm`), for
@@ -61,6 +67,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         *,
         memory: str | MemoryConfig = "delta",
         n_blocks: int = 1,
+        critic: str = "shared",
         encoder_size: int | None = 128,
         normalize_features: bool = False,
         normalize_values: bool = True,
@@ -70,10 +77,16 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         **kwargs: Any,
     ) -> None:
         if not kwargs.get("share_features_extractor", True):
-            raise ValueError("share_features_extractor=False: actor and critic share one memory, hence its input")
+            raise ValueError(
+                "share_features_extractor=False: actor and critic read the same features; "
+                "critic='separate' gives each an encoder and a memory"
+            )
+        if critic not in get_args(Critic):
+            raise ValueError(f"critic={critic!r} must be one of {', '.join(map(repr, get_args(Critic)))}")
         # Set before super().__init__, which builds the networks.
         self.memory_config = memory_config(memory)
         self.n_blocks = n_blocks
+        self.critic = critic
         self.encoder_size = encoder_size
         self.normalize_features = normalize_features
         self.normalize_values = normalize_values
@@ -104,7 +117,19 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
                     f"{type(self.features_extractor).__name__} has weights"
                 )
             self.norm = RunningNorm(size)
-        self.encoder: nn.Module = nn.Identity()
+        self.encoder, self.memory = self._encoder_and_memory(size)
+        if self.critic == "separate":
+            self.critic_encoder, self.critic_memory = self._encoder_and_memory(size)
+        self.value_norm = ValueNorm() if self.normalize_values else None
+        self.mlp_extractor = MlpExtractor(
+            (size if self.encoder_size is None else self.encoder_size) + self.memory.output_size,
+            net_arch=self.net_arch,
+            activation_fn=self.activation_fn,
+            device=self.device,
+        )
+
+    def _encoder_and_memory(self, size: int) -> tuple[nn.Module, Memory]:
+        encoder: nn.Module = nn.Identity()
         if self.encoder_size is not None:
             require_positive(encoder_size=self.encoder_size)
             # torch's random bias, not zero: behind a norm, a map without bias would lose the size of small observations
@@ -112,35 +137,40 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             # An orthogonal map keeps the length of its input: spread over more units than there are inputs, each unit
             # would get little of it, and two numbers that change by a hundredth a step would be lost behind a norm.
             nn.init.orthogonal_(layer.weight, gain=max(1.0, math.sqrt(self.encoder_size / size)))
-            self.encoder = nn.Sequential(layer, self.activation_fn())
+            encoder = nn.Sequential(layer, self.activation_fn())
             size = self.encoder_size
-        self.memory = build_memory(self.memory_config, size, self.n_blocks)
-        self.value_norm = ValueNorm() if self.normalize_values else None
-        self.mlp_extractor = MlpExtractor(
-            size + self.memory.output_size,
-            net_arch=self.net_arch,
-            activation_fn=self.activation_fn,
-            device=self.device,
-        )
+        return encoder, build_memory(self.memory_config, size, self.n_blocks)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {
             "memory": self.memory_config,
             "n_blocks": self.n_blocks,
+            "critic": self.critic,
             "encoder_size": self.encoder_size,
             "normalize_features": self.normalize_features,
             "normalize_values": self.normalize_values,
         }
 
     def encode(self, obs: PyTorchObs) -> Tensor:
-        """What memory and heads read of observations `[N, ...]`: `[N, D]`."""
-        return self.encoder(self.norm(self.extract_features(obs)))
+        """What the actor's memory and head read of observations `[N, ...]`: `[N, D]`."""
+        return self.encoder(self._features(obs))
 
-    def _step(self, obs: PyTorchObs, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
-        """What the heads read after one step, `[B, ...]`, and the new state."""
-        inputs = self.encode(obs)
-        outputs, state = self.memory.step(inputs, state, episode_starts)
-        return torch.cat([inputs, outputs], dim=-1), state
+    def _features(self, obs: PyTorchObs) -> Tensor:
+        return self.norm(self.extract_features(obs))
+
+    def _latents(self, obs: PyTorchObs, state: State, episode_starts: Tensor) -> tuple[Tensor, Tensor, State]:
+        """What the heads of actor and critic read, `[N, ...]`, and the new state.
+
+        `episode_starts` is `[B]` for one step, `[L, B]` for sequences.
+        """
+        features = self._features(obs)
+        if self.critic == "separate":
+            actor, critic = state
+            latent_pi, actor = _read(self.encoder(features), self.memory, actor, episode_starts)
+            latent_vf, critic = _read(self.critic_encoder(features), self.critic_memory, critic, episode_starts)
+            return latent_pi, latent_vf, (actor, critic)
+        latent, state = _read(self.encoder(features), self.memory, state, episode_starts)
+        return latent, latent.detach() if self.critic == "detached" else latent, state
 
     def update_norm(self, obs: PyTorchObs) -> None:
         """Add observations `[N, ...]` to the statistics of the features, if the policy keeps any."""
@@ -149,8 +179,13 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
                 self.norm.update(self.extract_features(obs))  # type: ignore[arg-type]  # one extractor, one tensor
 
     def initial_state(self, batch_size: int) -> State:
-        """State of the memory at the start of an episode, for `batch_size` environments."""
-        return self.memory.initial_state(batch_size)
+        """State at the start of an episode, for `batch_size` environments: a pair of them if the critic is separate."""
+        state = self.memory.initial_state(batch_size)
+        return (state, self.critic_memory.initial_state(batch_size)) if self.critic == "separate" else state
+
+    def actor_state(self, state: State) -> State:
+        """The part of a state that is the actor's."""
+        return state[0] if self.critic == "separate" else state
 
     def forward(  # type: ignore[override]  # with a state
         self, obs: PyTorchObs, state: State, episode_starts: Tensor, deterministic: bool = False
@@ -162,9 +197,8 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         :param episode_starts: bool `[B]`; where true the memory restarts before it reads `obs`.
         :return: Actions `[B, ...]`, values `[B, 1]`, log-probabilities `[B]` and the new state.
         """
-        latent, state = self._step(obs, state, episode_starts)
-        latent_pi, latent_vf = self.mlp_extractor(latent)
-        distribution = self._get_action_dist_from_latent(latent_pi)
+        latent_pi, latent_vf, state = self._latents(obs, state, episode_starts)
+        distribution = self._distribution(latent_pi)
         actions = distribution.get_actions(deterministic=deterministic)
         log_prob = distribution.log_prob(actions)
         return actions.reshape((-1, *self.action_space.shape)), self._values(latent_vf), log_prob, state  # type: ignore[misc]  # a Box or like one
@@ -178,26 +212,31 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         :param actions: `[L * B, ...]`, time-major.
         :return: Values `[L * B, 1]`, normalised if the policy does that, log-probabilities and entropies `[L * B]`.
         """
-        inputs = self.encode(obs.observations)
-        outputs, _ = self.memory.scan(inputs.unflatten(0, obs.episode_starts.shape), obs.state, obs.episode_starts)
-        latent_pi, latent_vf = self.mlp_extractor(torch.cat([inputs, outputs.flatten(0, 1)], dim=-1))
-        distribution = self._get_action_dist_from_latent(latent_pi)
-        return self.value_net(latent_vf), distribution.log_prob(actions), distribution.entropy()
+        latent_pi, latent_vf, _ = self._latents(obs.observations, obs.state, obs.episode_starts)
+        distribution = self._distribution(latent_pi)
+        return (
+            self.value_net(self.mlp_extractor.forward_critic(latent_vf)),
+            distribution.log_prob(actions),
+            distribution.entropy(),
+        )
 
     def get_distribution(  # type: ignore[override]  # with a state
         self, obs: PyTorchObs, state: State, episode_starts: Tensor
     ) -> tuple[distributions.Distribution, State]:
         """Action distribution for one step of all environments, and the new state."""
-        latent, state = self._step(obs, state, episode_starts)
-        return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(latent)), state
+        latent_pi, _, state = self._latents(obs, state, episode_starts)
+        return self._distribution(latent_pi), state
 
     def predict_values(self, obs: PyTorchObs, state: State, episode_starts: Tensor) -> Tensor:  # type: ignore[override]  # with a state
         """Values `[B, 1]` for one step of all environments."""
-        latent, _ = self._step(obs, state, episode_starts)
-        return self._values(self.mlp_extractor.forward_critic(latent))
+        _, latent_vf, _ = self._latents(obs, state, episode_starts)
+        return self._values(latent_vf)
+
+    def _distribution(self, latent_pi: Tensor) -> distributions.Distribution:
+        return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(latent_pi))
 
     def _values(self, latent_vf: Tensor) -> Tensor:
-        values: Tensor = self.value_net(latent_vf)
+        values: Tensor = self.value_net(self.mlp_extractor.forward_critic(latent_vf))
         return values if self.value_norm is None else self.value_norm(values)
 
     def predict(
@@ -213,13 +252,13 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         :param state: What the last call returned; None for a fresh memory.
         :param episode_start: bool `[B]`: the memory of these rows restarts before it reads the observation. None: none.
         :param deterministic: The mode of the distribution instead of a sample.
-        :return: Actions, and the state as nested tuples of arrays `[B, ...]`.
+        :return: Actions, and the state of the actor's memory as nested tuples of arrays `[B, ...]`.
         """
         self.set_training_mode(False)
         obs, vectorized = self.obs_to_tensor(observation)
         batch_size = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
         if state is None:
-            memory_state = self.initial_state(batch_size)
+            memory_state = self.memory.initial_state(batch_size)
         else:
             memory_state = _state_from_numpy(state, self.device)
             if any(len(leaf) != batch_size for leaf in state_leaves(memory_state)):
@@ -229,9 +268,13 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
                 )
         starts = np.zeros(batch_size, dtype=bool) if episode_start is None else np.asarray(episode_start, dtype=bool)
         with torch.no_grad():
-            distribution, memory_state = self.get_distribution(
-                obs, memory_state, torch.as_tensor(starts.reshape(batch_size), device=self.device)
+            latent_pi, memory_state = _read(
+                self.encode(obs),
+                self.memory,
+                memory_state,
+                torch.as_tensor(starts.reshape(batch_size), device=self.device),
             )
+            distribution = self._distribution(latent_pi)
             actions = distribution.get_actions(deterministic=deterministic)
         array = self.environment_actions(actions)
         return array if vectorized else array.squeeze(axis=0), _state_to_numpy(memory_state)
@@ -260,6 +303,16 @@ class MultiInputMemoryActorCriticPolicy(MemoryActorCriticPolicy):
 
     def __init__(self, *args: Any, features_extractor_class: Any = CombinedExtractor, **kwargs: Any) -> None:
         super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+
+
+def _read(inputs: Tensor, memory: Memory, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
+    """Inputs `[N, D]` beside what the memory puts out for them, and its new state; one step or sequences."""
+    if episode_starts.ndim == 1:
+        outputs, state = memory.step(inputs, state, episode_starts)
+    else:
+        outputs, state = memory.scan(inputs.unflatten(0, episode_starts.shape), state, episode_starts)
+        outputs = outputs.flatten(0, 1)
+    return torch.cat([inputs, outputs], dim=-1), state
 
 
 def _state_to_numpy(state: State) -> Any:

@@ -130,6 +130,7 @@ def _config_of(policy: MemoryActorCriticPolicy) -> dict[str, Any]:
         "action_space": _encode_space(policy.action_space),
         "memory": {"type": name, **dataclasses.asdict(policy.memory_config)},
         "n_blocks": policy.n_blocks,
+        "critic": policy.critic,
         "encoder_size": policy.encoder_size,
         "normalize_features": policy.normalize_features,
         "normalize_values": policy.normalize_values,
@@ -265,6 +266,7 @@ def _policy_of(config: dict[str, Any], **kwargs: Any) -> MemoryActorCriticPolicy
     kwargs |= {
         "memory": _memory_config(memory_configs()[kind], memory),
         "n_blocks": _size(config.pop("n_blocks"), 64),
+        "critic": str(config.pop("critic", "shared")),  # older files do not have it
         "encoder_size": None if encoder_size is None else _size(encoder_size),
         **{key: bool(config.pop(key, False)) for key in ("normalize_features", "normalize_values")},  # older: without
         "net_arch": net_arch,

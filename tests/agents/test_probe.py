@@ -34,6 +34,9 @@ class CueKeeper:
     def initial_state(self, batch_size: int) -> torch.Tensor:
         return torch.zeros(batch_size, 1)
 
+    def actor_state(self, state: torch.Tensor) -> torch.Tensor:
+        return state
+
     def predict(
         self, observation: np.ndarray, state: Any, episode_start: np.ndarray, deterministic: bool = False
     ) -> tuple[np.ndarray, Any]:

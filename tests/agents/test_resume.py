@@ -58,6 +58,7 @@ CONFIGS = {
     "exploration": dataclasses.replace(
         TINY, env_id="PendulumNoVel-v1", memory=memory_config("gru"), ppo=dataclasses.replace(TINY.ppo, use_sde=True)
     ),
+    "a critic with a memory of its own": dataclasses.replace(TINY, critic="separate"),
     "a grid": dataclasses.replace(TINY, env_id="MiniGrid-MemoryS7-v0", memory=memory_config("rnn")),
 }
 

@@ -31,10 +31,12 @@ SHAPES = [(name, policy) for name in MEMORIES for policy in POLICIES]
 
 @pytest.fixture
 def make(random_envs: Callable) -> Callable[..., MemoryPPO]:
-    def build(policy: str = "MlpPolicy", memory: str | MemoryConfig = "delta", actions: Any = None) -> MemoryPPO:
+    def build(
+        policy: str = "MlpPolicy", memory: str | MemoryConfig = "delta", actions: Any = None, critic: str = "shared"
+    ) -> MemoryPPO:
         env = random_envs(POLICIES[policy], actions or spaces.Discrete(4))
         env.seed(0)
-        kwargs = {"memory": memory}
+        kwargs = {"memory": memory, "critic": critic}
         return MemoryPPO(policy, env, n_steps=16, sequence_length=4, seed=0, policy_kwargs=kwargs)
 
     return build
@@ -72,11 +74,16 @@ def train_as_on_gpu(model: MemoryPPO) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the same is asked of real graphs below")
 @pytest.mark.usefixtures("without_gpu")
 @pytest.mark.parametrize("policy", list(POLICIES))
-@pytest.mark.parametrize("memory", ["delta", "lstm", "none"])
-def test_what_is_learned_is_the_same(memory: str, policy: str, make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    launched = make(policy, memory).learn(96)
+@pytest.mark.parametrize(
+    ("memory", "critic"),
+    [("delta", "shared"), ("delta", "detached"), ("delta", "separate"), ("lstm", "separate"), ("none", "shared")],
+)
+def test_what_is_learned_is_the_same(
+    memory: str, critic: str, policy: str, make: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = make(policy, memory, critic=critic).learn(96)
     monkeypatch.setattr(MemoryPPO, "_train", train_as_on_gpu)
-    captured = make(policy, memory).learn(96)
+    captured = make(policy, memory, critic=critic).learn(96)
     assert captured._evaluation._replay is not None
     for (name, a), b in zip(launched.policy.named_parameters(), captured.policy.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)

@@ -31,8 +31,9 @@ def values(policy: MemoryActorCriticPolicy) -> list[float]:
     state, found = policy.initial_state(1), []
     with torch.no_grad():
         for obs in torch.linspace(-1, 1, 24).reshape(6, 1, 4):
-            latent, state = policy._step(obs, state, torch.zeros(1, dtype=torch.bool))
-            found.append(policy.value_net(policy.mlp_extractor.forward_critic(latent)).item())
+            starts = torch.zeros(1, dtype=torch.bool)
+            found.append(policy.predict_values(obs, state, starts).item())
+            _, state = policy.get_distribution(obs, state, starts)
     return found
 
 

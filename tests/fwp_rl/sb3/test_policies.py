@@ -274,7 +274,7 @@ def test_policy_file_keeps_arguments_that_are_not_the_defaults(
 
 
 def test_refuses_separate_feature_extractors(make_model: Callable) -> None:
-    with pytest.raises(ValueError, match="share_features_extractor=False: actor and critic share one memory"):
+    with pytest.raises(ValueError, match=r"share_features_extractor=False: .* critic='separate' gives each"):
         make_model(policy_kwargs={"share_features_extractor": False})
 
 
