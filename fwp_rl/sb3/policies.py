@@ -132,11 +132,11 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         encoder: nn.Module = nn.Identity()
         if self.encoder_size is not None:
             require_positive(encoder_size=self.encoder_size)
-            # torch's random bias, not zero: behind a norm, a map without bias would lose the size of small observations
+            # torch's random bias, not zero: behind a norm, a map without bias would lose the size of observations
             layer = nn.Linear(size, self.encoder_size)
-            # An orthogonal map keeps the length of its input: spread over more units than there are inputs, each unit
-            # would get little of it, and two numbers that change by a hundredth a step would be lost behind a norm.
-            nn.init.orthogonal_(layer.weight, gain=max(1.0, math.sqrt(self.encoder_size / size)))
+            # Few features: each unit gets a quarter of their spread beside its bias, so that it is nearly linear, even
+            # behind a norm. With four times as much units saturate, and control is learned later (docs/defaults.md).
+            nn.init.orthogonal_(layer.weight, gain=max(1.0, math.sqrt(self.encoder_size / size) / 4))
             encoder = nn.Sequential(layer, self.activation_fn())
             size = self.encoder_size
         return encoder, build_memory(self.memory_config, size, self.n_blocks)
