@@ -7,7 +7,8 @@
 Settings a, b and c train on CartPole without velocities: those of sb3-contrib's own test of its LSTM, the defaults of
 PPO, and a set with a larger learning rate. The others are fully observable, with the defaults of PPO. Every agent has
 the settings of its task and the defaults of its class for all else; `lstm` has as many cells as RecurrentPPO's.
-"delta, raw values" and "lstm, raw values" learn values in units of reward.
+Some of ours are left as they were before one choice was made, to show what it does: with "raw values" the critic learns
+values in units of reward, and a "saturated encoder" starts with four times the weights.
 
 The measure is the mean of ten numbers, the mean training return in each tenth of the steps: it needs no evaluation, and
 an agent that learns sooner has more of it.
@@ -42,7 +43,7 @@ from fwp_rl.sb3 import MemoryPPO
 RESULTS = pathlib.Path(__file__).parent / "results"
 RUNS = pathlib.Path("runs") / "benchmarks" / "defaults"
 SEEDS = range(5)
-OURS = ("lstm", "delta", "lstm, raw values", "delta, raw values")
+OURS = ("lstm", "delta", "lstm, raw values", "delta, raw values", "delta, saturated encoder")
 PPO_DEFAULTS = {"n_steps": 2048, "batch_size": 64, "n_epochs": 10, "learning_rate": 3e-4}
 
 
@@ -124,12 +125,17 @@ def build(setting: Setting, agent: str, env: VecEnv, seed: int) -> BaseAlgorithm
         return PPO("MlpPolicy", env, **common)
     if agent == "RecurrentPPO":
         return RecurrentPPO("MlpLstmPolicy", env, policy_kwargs=kwargs | {"lstm_hidden_size": 64}, **common)
-    name, _, raw = agent.partition(", ")
-    kwargs |= {"memory": LSTMConfig(hidden_size=64) if name == "lstm" else DeltaConfig()}
-    if raw:
-        kwargs |= {"normalize_values": False}
+    name, _, change = agent.partition(", ")
+    kwargs |= {
+        "memory": LSTMConfig(hidden_size=64) if name == "lstm" else DeltaConfig(),
+        "normalize_values": change != "raw values",
+    }
     length = min(128, setting.ppo["batch_size"])
-    return MemoryPPO("MlpPolicy", env, sequence_length=length, policy_kwargs=kwargs, **common)
+    model = MemoryPPO("MlpPolicy", env, sequence_length=length, policy_kwargs=kwargs, **common)
+    if change == "saturated encoder":
+        with torch.no_grad():
+            model.policy.encoder[0].weight *= 4  # type: ignore[index]  # a Sequential
+    return model
 
 
 def run(name: str, agent: str, seed: int, total_timesteps: int | None = None) -> dict[str, Any]:
