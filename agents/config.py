@@ -101,8 +101,9 @@ class TrainConfig:
     """Units of the layer between observation and memory. None: the memory reads the observation as it is."""
     net_arch: tuple[int, ...] = (64,)
     """Hidden layers after the memory, the same for policy and value. Empty: linear heads."""
-    normalize_observations: bool = False
-    """Standardise observations by the mean and spread of those seen so far; saved with the policy."""
+    normalize_observations: bool | None = None
+    """Standardise observations by the mean and spread of those seen so far; saved with the policy. None: unless a
+    network reads pictures."""
     previous_action: bool = False
     """Whether the memory reads the previous action. It is a memory too: keep it equal in a comparison."""
     previous_reward: bool = False

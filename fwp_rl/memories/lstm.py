@@ -43,15 +43,14 @@ class LSTMMemory(Memory):
         self.weight_hh = nn.Parameter(torch.empty(4 * config.hidden_size, config.hidden_size))
         self.bias_ih = nn.Parameter(torch.zeros(4 * config.hidden_size))
         self.bias_hh = nn.Parameter(torch.zeros(4 * config.hidden_size))
+        for parameter in self.parameters():  # as torch.nn.LSTM
+            nn.init.uniform_(parameter, -(config.hidden_size**-0.5), config.hidden_size**-0.5)
+        # Chrono initialisation (Tallec & Ollivier 2018) of a quarter of the cells: with a forget bias of log(tau - 1) a
+        # cell keeps what it holds for about tau steps, so that a cue far back is found. With more of them, or with the
+        # paper's bias of the input gate, control is learned later.
+        long = -(-config.hidden_size // 4)
         with torch.no_grad():
-            for gate in (*self.weight_ih.chunk(4), *self.weight_hh.chunk(4)):
-                nn.init.orthogonal_(gate)
-            # Chrono initialisation (Tallec & Ollivier 2018): with a forget bias of log(tau - 1) a cell keeps what it
-            # holds for about tau steps, so that there is something to learn from; the input gate starts the less open
-            # the longer the cell remembers. Half of the paper's input bias: with all of it a single cue hardly enters.
-            forget = torch.log(spaced_time_constants(config.hidden_size, 3.0, 100.0) - 1)
-            self.bias_ih.chunk(4)[0].copy_(-forget / 2)
-            self.bias_ih.chunk(4)[1].copy_(forget)
+            self.bias_ih.chunk(4)[1][-long:] = torch.log(spaced_time_constants(long, 40.0, 100.0) - 1)
 
     def initial_state(self, batch_size: int) -> State:
         """See `Memory.initial_state`."""

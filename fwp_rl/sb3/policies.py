@@ -50,8 +50,9 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         looks inside an agent looks at the actor's.
     :param encoder_size: Units of the layer between features and memory, so that every memory reads the same kind of
         input whatever the observation; None feeds the features as they are.
-    :param normalize_features: Standardise the features by what earlier rollouts have seen (`RunningNorm`), for
-        observations that are small, large or far from 0. The statistics are part of the policy.
+    :param normalize_features: Standardise the features by what earlier rollouts have seen (`RunningNorm`), so that it
+        does not matter how large observations are. The statistics are part of the policy. None: unless the features
+        come from a network, whose features change as it learns (`MemoryPPO`: or `VecNormalize` does it already).
     :param normalize_values: Let the critic learn values in units of their own spread (`ValueNorm`). What `forward` and
         `predict_values` return is in units of reward all the same; what `evaluate_actions` returns is not.
     :param net_arch: Layers between memory and heads; by default one of 64 units for each of actor and critic.
@@ -69,7 +70,7 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         n_blocks: int = 1,
         critic: str = "shared",
         encoder_size: int | None = 128,
-        normalize_features: bool = False,
+        normalize_features: bool | None = None,
         normalize_values: bool = True,
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
@@ -110,8 +111,11 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
             self.action_dist = CategoricalDistribution(self.action_dist.action_dim)
         size = int(self.features_dim)  # SB3 reports a NumPy integer for MultiDiscrete observations
         self.norm: nn.Module = nn.Identity()
+        is_learned = any(True for _ in self.features_extractor.parameters())
+        if self.normalize_features is None:
+            self.normalize_features = not is_learned
         if self.normalize_features:
-            if any(True for _ in self.features_extractor.parameters()):
+            if is_learned:
                 raise ValueError(
                     "normalize_features=True needs features that do not change while they are learned from; "
                     f"{type(self.features_extractor).__name__} has weights"

@@ -19,7 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
 from stable_baselines3.common.utils import obs_as_tensor
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from fwp_rl.files import replace_file
 from fwp_rl.memory import MemoryConfig
@@ -115,7 +115,13 @@ class MemoryPPO(PPO):
         if env is not None and sizes_are_valid:
             n_envs = env.num_envs if isinstance(env, VecEnv) else 1
             problems |= size_problems(n_steps, n_envs, sequence_length or n_steps, batch_size)
-        policy_kwargs = _explicit(policy, policy_kwargs, memory_config, normalize_values=True)
+        policy_kwargs = _explicit(
+            policy,
+            policy_kwargs,
+            memory_config,
+            normalize_features=False if _normalizes_observations(env) else None,
+            normalize_values=True,
+        )
         if clip_range_vf is not None and policy_kwargs.get("normalize_values") and "clip_range_vf" not in problems:
             problems["clip_range_vf"] = (
                 f"clip_range_vf={clip_range_vf} is in units of reward, but values are learned normalised: "
@@ -161,7 +167,7 @@ class MemoryPPO(PPO):
         # Also called by `load`, perhaps with another number of environments than before, and with choices that are not
         # there: then by an older file, for __init__ and so a newer file says all of them.
         self.policy_kwargs = _explicit(
-            self.policy_class, self.policy_kwargs, older_memory_config, normalize_values=False
+            self.policy_class, self.policy_kwargs, older_memory_config, normalize_features=False, normalize_values=False
         )
         problems = size_problems(self.n_steps, self.n_envs, self.sequence_length, self._batch_size_argument)
         if "sequence_length" in problems:
@@ -419,16 +425,21 @@ def _explicit(
     policy: Any,
     kwargs: dict[str, Any] | None,
     configure: Callable[[str | MemoryConfig], MemoryConfig],
-    *,
-    normalize_values: bool,
+    **choices: bool | None,
 ) -> dict[str, Any]:
     """Arguments of the policy that say all that a saved model must not leave to defaults, which change."""
     kwargs = dict(kwargs or {})
     ours = (*MemoryPPO.policy_aliases, *MemoryPPO.policy_aliases.values())
     if "memory" in kwargs or policy in ours:  # a policy of one's own may choose for itself
         kwargs["memory"] = configure(kwargs.get("memory", "delta"))
-        kwargs.setdefault("normalize_values", normalize_values)
+        kwargs = choices | kwargs
     return kwargs
+
+
+def _normalizes_observations(env: Any) -> bool:
+    """Whether `VecNormalize` does what the policy would do."""
+    wrapper = unwrap_vec_normalize(env) if isinstance(env, VecEnv) else None
+    return wrapper is not None and wrapper.norm_obs
 
 
 def _count(module: torch.nn.Module) -> int:

@@ -1,6 +1,7 @@
 """`rnn`, `gru`, `lstm` are torch's recurrent layers, plus episode starts."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -124,19 +125,27 @@ def test_autocast_and_half_inputs_compute_in_float32(config: type[MemoryConfig],
     assert_same(results, outputs_and_gradients(enabled=False), 0.0)
 
 
-@pytest.mark.parametrize(("config", "num_gates"), [(RNNConfig, 1), (GRUConfig, 3), (LSTMConfig, 4)])
+@pytest.mark.parametrize(("config", "num_gates"), [(RNNConfig, 1), (GRUConfig, 3)])
 def test_initialisation(config: type[MemoryConfig], num_gates: int) -> None:
-    # Catches: one orthogonal matrix over all gates (its blocks are not orthogonal), a forget bias on another gate.
+    # Catches: one orthogonal matrix over all gates, whose blocks are not orthogonal.
     memory = config(hidden_size=H).build(D)
     for gate in memory.weight_hh.detach().chunk(num_gates):
         torch.testing.assert_close(gate @ gate.T, torch.eye(H), rtol=0, atol=1e-5)
     for gate in memory.weight_ih.detach().chunk(num_gates):
         torch.testing.assert_close(gate.T @ gate, torch.eye(D), rtol=0, atol=1e-5)
-    biases = (memory.bias_ih + memory.bias_hh).detach().chunk(num_gates)
-    if config is LSTMConfig:
-        assert (biases[1] > 0.5).all()  # the forget gate starts open
-        biases = biases[2:]
-    assert not any(bias.any() for bias in biases)
+    assert not (memory.bias_ih + memory.bias_hh).any()
+
+
+@pytest.mark.parametrize("size", [1, 2, 128])
+def test_initialisation_of_the_lstm(size: int) -> None:
+    # Catches: long time constants on another gate, or of all cells; weights of another size than those of torch.
+    memory = LSTMConfig(hidden_size=size).build(D)
+    forget, others = memory.bias_ih.detach().chunk(4)[1], [p.detach().clone() for p in memory.parameters()]
+    long = -(-size // 4)
+    assert ((forget[-long:] > math.log(39.0) - 1e-4) & (forget[-long:] < math.log(99.0) + 1e-4)).all()
+    others[2].chunk(4)[1][-long:] = 0.0
+    assert max(float(x.abs().max()) for x in others) <= size**-0.5
+    assert max(float(x.abs().max()) for x in others) > 0.5 * size**-0.5
 
 
 @pytest.mark.parametrize("config", CONFIGS)

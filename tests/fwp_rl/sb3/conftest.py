@@ -161,7 +161,7 @@ def make_model(random_envs: Callable[..., VecEnv]) -> Callable[..., MemoryPPO]:
             policy,
             env,
             policy_kwargs={"memory": _small_config(memory) if isinstance(memory, str) else memory}
-            | {"net_arch": [6], "encoder_size": 10}
+            | {"net_arch": [6], "encoder_size": 10, "normalize_features": False}
             | (policy_kwargs or {}),
             **(defaults | kwargs),
         )

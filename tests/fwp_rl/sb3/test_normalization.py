@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecNormalize
 
 from fwp_rl.sb3 import MemoryPPO, load_policy
 from fwp_rl.sb3.normalization import RunningNorm
@@ -74,3 +75,29 @@ def test_features_that_are_learned_are_refused(make_model: Callable, random_envs
     env = random_envs(spaces.Box(0, 255, (3, 36, 36), np.uint8), spaces.Discrete(4))
     with pytest.raises(ValueError, match=r"normalize_features=True needs features .* NatureCNN has weights"):
         make_model("delta", env, policy="CnnPolicy", policy_kwargs={"normalize_features": True})
+
+
+def test_by_default_features_are_normalised_where_that_can_be(random_envs: Callable) -> None:
+    """Red if a user must know of it, if it is done twice, or if learned features make a model fail."""
+    vectors, images = spaces.Box(-1, 1, (5,)), spaces.Box(0, 255, (3, 36, 36), np.uint8)
+    mixed = spaces.Dict({"image": images, "vector": vectors})
+
+    def chosen(space: spaces.Space, policy: str, wrap: Callable = lambda env: env) -> bool | None:
+        env = wrap(random_envs(space, spaces.Discrete(4)))
+        return MemoryPPO(policy, env, n_steps=16, device="cpu").policy.normalize_features
+
+    assert chosen(vectors, "MlpPolicy") is True
+    assert chosen(spaces.Dict({"a": vectors, "b": spaces.Discrete(3)}), "MultiInputPolicy") is True
+    assert chosen(images, "CnnPolicy") is False
+    assert chosen(mixed, "MultiInputPolicy") is False
+    assert chosen(vectors, "MlpPolicy", VecNormalize) is False
+    assert chosen(vectors, "MlpPolicy", lambda env: VecNormalize(env, norm_obs=False)) is True
+
+
+def test_a_model_keeps_what_was_chosen_for_it(random_envs: Callable, tmp_path: Path) -> None:
+    """Red if a loaded model chooses once more."""
+    env = random_envs(spaces.Box(-1, 1, (5,)), spaces.Discrete(4))
+    for wrapped, expected in ((env, True), (VecNormalize(env), False)):
+        MemoryPPO("MlpPolicy", wrapped, n_steps=16, device="cpu").save(tmp_path / "model.zip")
+        assert load_policy(tmp_path / "model.zip").normalize_features is expected
+        assert MemoryPPO.load(tmp_path / "model.zip", env=env, device="cpu").policy.normalize_features is expected

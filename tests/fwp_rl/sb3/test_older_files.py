@@ -43,12 +43,13 @@ def test_a_model_without_the_field_has_no_delay_heads(load) -> None:  # type: ig
     policy = load(SAVED)
     assert policy.memory_config.delay_heads == 0
     assert policy.value_norm is None
+    assert not policy.normalize_features
     assert values(policy) == pytest.approx(VALUES, abs=1e-4)
 
 
 def test_a_model_that_only_names_its_memory_has_no_delay_heads(tmp_path: Path) -> None:
     """Red if `load` builds the memory from the name, with today's defaults; older files kept what the user had said."""
-    older = {"memory": "delta", "normalize_values": False}
+    older = {"memory": "delta", "normalize_features": False, "normalize_values": False}
     model = MemoryPPO("MlpPolicy", "CartPole-v1", policy_kwargs=older)
     for kwargs in ({"memory": "delta"}, {}):
         model.policy_kwargs = kwargs
