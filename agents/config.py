@@ -95,8 +95,8 @@ class TrainConfig:
     n_blocks: int = 1
     """How many memory blocks are stacked."""
     critic: Critic = "shared"
-    """What the critic reads: the actor's memory, trained by both losses (shared) or by the actor's alone (detached), or
-    a memory of its own (separate)."""
+    """Memory of the critic: the actor's, trained by both losses (shared) or by the actor's alone (detached), or its own
+    (separate)."""
     encoder_size: int | None = 128
     """Units of the layer between observation and memory. None: the memory reads the observation as it is."""
     net_arch: tuple[int, ...] = (64,)

@@ -49,7 +49,7 @@ PPO_DEFAULTS = {"n_steps": 2048, "batch_size": 64, "n_epochs": 10, "learning_rat
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A task, and what everybody is told about it."""
+    """A task, and the settings that all agents have."""
 
     env_id: str
     n_envs: int

@@ -63,7 +63,7 @@ class ValueNorm(nn.Module):
     variance: Tensor
     spread: Tensor
     count: Tensor
-    """Of the rollouts so far."""
+    """Number of rollouts so far."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ from fwp_rl.stack import build_memory
 from fwp_rl.state import State, state_leaves
 
 Critic: TypeAlias = Literal["shared", "detached", "separate"]
-"""What the critic has in common with the actor."""
+"""Choices of what the critic shares with the actor."""
 
 
 class MemoryActorCriticPolicy(ActorCriticPolicy):
@@ -156,14 +156,14 @@ class MemoryActorCriticPolicy(ActorCriticPolicy):
         }
 
     def encode(self, obs: PyTorchObs) -> Tensor:
-        """What the actor's memory and head read of observations `[N, ...]`: `[N, D]`."""
+        """Inputs `[N, D]` of the actor's memory and head, from observations `[N, ...]`."""
         return self.encoder(self._features(obs))
 
     def _features(self, obs: PyTorchObs) -> Tensor:
         return self.norm(self.extract_features(obs))
 
     def _latents(self, obs: PyTorchObs, state: State, episode_starts: Tensor) -> tuple[Tensor, Tensor, State]:
-        """What the heads of actor and critic read, `[N, ...]`, and the new state.
+        """Inputs `[N, ...]` of the heads of actor and critic, and the new state.
 
         `episode_starts` is `[B]` for one step, `[L, B]` for sequences.
         """

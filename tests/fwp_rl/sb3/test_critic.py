@@ -1,4 +1,4 @@
-"""What the critic shares with the actor: which loss reaches which weights, and whose memory others look at."""
+"""The critic and what it shares with the actor: which loss reaches which weights, and whose memory others look at."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.fwp_rl.sb3.test_policies import assert_training_repeats_the_rollout
 CRITICS = ["shared", "detached", "separate"]
 TRUNKS = ("encoder", "memory", "critic_encoder", "critic_memory")
 N_STEPS = 16 * 3
-"""Of one rollout."""
+"""Steps of one rollout."""
 
 
 @pytest.fixture

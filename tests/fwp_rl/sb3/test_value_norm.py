@@ -17,7 +17,7 @@ from fwp_rl.sb3 import MemoryPPO, load_policy
 from fwp_rl.sb3.normalization import KEPT, ValueNorm
 
 N_STEPS = 16 * 3
-"""Of one rollout."""
+"""Steps of one rollout."""
 
 
 class Rewards(VecEnvWrapper):
